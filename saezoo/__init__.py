@@ -1,0 +1,63 @@
+"""saezoo: any published sparse autoencoder as one torch module whose numbers equal its authors' own.
+
+Importing this costs milliseconds: each name below is imported when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from saezoo.config import SAEConfig, Site, TokenRule
+    from saezoo.convert import convert_sae
+    from saezoo.entry import Entry
+    from saezoo.errors import SaezooError
+    from saezoo.load import load_sae
+    from saezoo.registry import find_sae, list_saes
+    from saezoo.sae import SAE
+    from saezoo.save import save_sae
+    from saezoo.sparse import SparseFeatures
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Entry": "saezoo.entry",
+    "SAE": "saezoo.sae",
+    "SAEConfig": "saezoo.config",
+    "SaezooError": "saezoo.errors",
+    "Site": "saezoo.config",
+    "SparseFeatures": "saezoo.sparse",
+    "TokenRule": "saezoo.config",
+    "convert_sae": "saezoo.convert",
+    "find_sae": "saezoo.registry",
+    "list_saes": "saezoo.registry",
+    "load_sae": "saezoo.load",
+    "save_sae": "saezoo.save",
+}
+
+__all__ = [
+    "SAE",
+    "Entry",
+    "SAEConfig",
+    "SaezooError",
+    "Site",
+    "SparseFeatures",
+    "TokenRule",
+    "__version__",
+    "convert_sae",
+    "find_sae",
+    "list_saes",
+    "load_sae",
+    "save_sae",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'saezoo' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

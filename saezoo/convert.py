@@ -1,0 +1,87 @@
+"""Turn any SAE into a folder of another format, and prove that it computes the same."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from saezoo.errors import CannotConvert
+from saezoo.formats import FORMATS, Weights, detect, format_module
+from saezoo.formats._tensors import refuse_not_finite
+from saezoo.hub import fetch
+from saezoo.load import read_weights
+from saezoo.numerics import TOLERANCE, largest_difference
+from saezoo.registry import find_sae
+from saezoo.sae import build_sae, check_tensors
+from saezoo.save import new_folder
+
+SEED, TOKENS = 20_240_606, 64
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was compared after a conversion: the source's forward with the target's, on seeded inputs."""
+
+    folder: Path
+    format: str
+    difference: float
+    """Largest difference, as a share of the largest output."""
+    tolerance: float
+    through: str
+    """Whose formula computed the target's output."""
+
+
+def convert_sae(
+    src: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
+    to: str = "native",
+    *,
+    format: str | None = None,  # noqa: A002
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> Proof:
+    """Read `src` (any name that `load_sae` takes) and write it to the folder `dest` in the format `to`.
+
+    The folder appears only when the proof holds: it is reopened, and both compute the same on the same seeded inputs.
+    Raises CannotConvert when the target cannot express this SAE, or the proof fails; NotFinite for NaN or infinity.
+    """
+    if to not in FORMATS or not FORMATS[to].writable:
+        writable = ", ".join(key for key, form in FORMATS.items() if form.writable)
+        raise CannotConvert(f"cannot write the format {to!r}. Formats that can be written: {writable}")
+    entry = find_sae(src)
+    fetched = fetch(entry, format=format, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    weights = read_weights(fetched, entry)
+    refuse_not_finite(weights.tensors, entry.name)
+    check_tensors(weights.cfg, weights.tensors, entry.name)
+    with new_folder(Path(dest), to) as work:
+        format_module(to).write(weights.cfg, dict(weights.tensors), work)
+        difference, through = _prove(weights, work, to)
+    return Proof(Path(dest), to, difference, TOLERANCE[torch.float32], through)
+
+
+def _prove(source: Weights, folder: Path, to: str) -> tuple[float, str]:
+    """Reopen what was written and compare it with the source: (largest difference, through what).
+
+    Raises CannotConvert above the tolerance. A float32 near-tie of two features may be decided otherwise by another
+    memory layout; so a miss is looked at again in float64, where such ties are told apart, under the same tolerance.
+    """
+    if detect(folder) != to:
+        raise CannotConvert(f"the written folder reads as {detect(folder)}, not {to}: nothing was written")
+    module = format_module(to)
+    again = module.read(folder, None)
+    tolerance, difference = TOLERANCE[torch.float32], float("inf")
+    for dtype in (torch.float32, torch.float64):
+        x = torch.randn(TOKENS, source.cfg.d_in, generator=torch.Generator().manual_seed(SEED)).to(dtype)
+        expected = build_sae(source.cfg, source.tensors, dtype=dtype)(x)
+        outputs = [build_sae(again.cfg, again.tensors, dtype=dtype)(x)]
+        if hasattr(module, "origin_output"):
+            outputs.append(module.origin_output(folder, x))
+        difference = max(largest_difference(output, expected) for output in outputs)
+        if difference <= tolerance:
+            break
+    else:
+        raise CannotConvert(f"what {to} computes differs by {difference:.2g}, more than {tolerance:.0g}: nothing written")
+    own = hasattr(module, "origin_output")
+    return difference, f"the reopened folder and {to}'s own formula" if own else "the reopened folder"

@@ -1,0 +1,114 @@
+"""The formats that saezoo reads, as one literal table, and how files say which of them they are.
+
+Each format is a module of this package with
+    read(path: Path, entry: Entry | None) -> Weights     the canonical form of the files at `path`
+and, where it can be written,
+    write(cfg: SAEConfig, tensors: dict[str, Tensor], folder: Path) -> None     raises CannotConvert with the reason
+    origin_output(folder: Path, x: Tensor) -> Tensor     the authors' own formula on the written files, for the proof
+This file imports none of them, nor torch: a table is cheap to look at.
+"""
+
+import importlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from saezoo.errors import FormatError, MissingFile
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from saezoo.config import SAEConfig
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a reader returns: the spec, and the tensors it requires under their canonical names and shapes."""
+
+    cfg: "SAEConfig"
+    tensors: dict[str, "Tensor"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the files of one publisher look."""
+
+    title: str
+    files: tuple[str, ...] = ()
+    """File names that a folder of this format must have."""
+    optional: tuple[str, ...] = ()
+    """File names that are fetched too where they exist."""
+    suffixes: tuple[str, ...] = ()
+    """Where one SAE is one file: how its name may end."""
+    marker: tuple[str, str] | None = None
+    """(file, JSON key): tells apart formats whose file names are alike."""
+    writable: bool = False
+
+
+FORMATS: dict[str, Format] = {
+    "native": Format(
+        "saezoo's own folder",
+        files=("config.json", "sae.safetensors"),
+        optional=("golden.safetensors", "stats.safetensors", "README.md"),
+        marker=("config.json", "saezoo_format"),
+        writable=True,
+    ),
+    "openai": Format("OpenAI sparse_autoencoder (gpt2-small)", suffixes=(".pt",)),
+    "sparsify": Format("EleutherAI sparsify", files=("cfg.json", "sae.safetensors"), writable=True),
+    "dictionary_learning": Format(
+        "saprmarks dictionary_learning", files=("ae.pt",), optional=("config.json",), suffixes=("ae.pt",)
+    ),
+}
+
+
+def format_module(name: str) -> ModuleType:
+    """The module that reads (and perhaps writes) a format. Raises FormatError for a name not in FORMATS."""
+    if name not in FORMATS:
+        raise FormatError(f"no format {name!r}. There are: {', '.join(FORMATS)}")
+    return importlib.import_module(f"saezoo.formats.{name}")
+
+
+def match_names(names: list[str] | set[str]) -> list[str]:
+    """Formats whose required files are all among these file names of a folder, the most specific first."""
+    found = [key for key, form in FORMATS.items() if form.files and set(form.files) <= set(names)]
+    return sorted(found, key=lambda key: (-len(FORMATS[key].files), list(FORMATS).index(key)))
+
+
+def match_file(name: str) -> list[str]:
+    """Formats of which one SAE is one file that ends like this, the longest suffix first."""
+    scored = [
+        (max(len(suffix) for suffix in form.suffixes if name.endswith(suffix)), key)
+        for key, form in FORMATS.items()
+        if any(name.endswith(suffix) for suffix in form.suffixes)
+    ]
+    return [key for _, key in sorted(scored, key=lambda item: -item[0])]
+
+
+def detect(path: Path) -> str:
+    """The format of a local folder or file, decided by the files. Raises FormatError that says what was looked for."""
+    path = Path(path)
+    if not path.exists():
+        raise MissingFile(f"{path}: no such file or folder")
+    if path.is_file():
+        found = match_file(path.name)
+        expected = ", ".join(f"*{suffix} ({key})" for key, form in FORMATS.items() for suffix in form.suffixes)
+    else:
+        found = [key for key in match_names({item.name for item in path.iterdir()}) if _marked(path, key)]
+        expected = ", ".join(f"{' + '.join(form.files)} ({key})" for key, form in FORMATS.items() if form.files)
+    if not found:
+        raise FormatError(f"{path}: no known format. Looked for {expected}. Give format=… (--from) if you know it")
+    return found[0]
+
+
+def _marked(folder: Path, key: str) -> bool:
+    marker = FORMATS[key].marker
+    if marker is None:
+        return True
+    try:
+        data = json.loads((folder / marker[0]).read_bytes())
+    except ValueError:
+        # a broken config is for the reader to complain about, by name and place
+        return True
+    return isinstance(data, dict) and marker[1] in data

@@ -1,0 +1,161 @@
+"""Open files that strangers wrote: safetensors, pickles without code, JSON and YAML, all of bounded size.
+
+Nothing here runs what a file says. A file that claims more than it holds, or more than anyone expects, is refused
+before memory is spent on it.
+"""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from saezoo.errors import FormatError, MissingFile, NotFinite, UnsafeFile
+
+MAX_BYTES = 64 * 2**30
+"""The most that tensors may take where neither a config nor the registry says how large they are."""
+
+MAX_TEXT = 4 * 2**20
+"""The largest JSON or YAML config."""
+
+BIG_ARRAY, MAX_DEFLATION = 64 * 2**20, 20
+"""An array of more bytes than the first may not be compressed more than the second many times."""
+
+
+def read_safetensors(path: Path, *, limit: int = MAX_BYTES) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, mapped into memory: nothing is read before it is used."""
+    need_file(path)
+    if path.stat().st_size > limit:
+        raise UnsafeFile(f"{path}: {path.stat().st_size:,} bytes, more than the {limit:,} expected")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
+        raise FormatError(f"{path}: not a whole safetensors file ({_first_line(error)}); download it again") from None
+
+
+def read_pickle(path: Path, *, limit: int = MAX_BYTES) -> Any:
+    """A torch checkpoint, by `weights_only=True`: tensors and plain values, never code.
+
+    Raises UnsafeFile when the pickle names anything else, when a tensor claims more elements than its storage holds, or
+    when the archive unpacks to far more than it is.
+    """
+    need_file(path)
+    _check_archive(path, limit)
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError as error:
+        raise UnsafeFile(f"{path}: this pickle wants more than tensors, so it was not read ({_cause(error)})") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, OSError) as error:
+        raise FormatError(f"{path}: not a whole torch checkpoint ({_first_line(error)})") from None
+    except (AssertionError, MemoryError, OverflowError, zipfile.BadZipFile, UnicodeError) as error:
+        raise FormatError(f"{path}: not a whole torch checkpoint ({_first_line(error)})") from None
+    _check_storages(path, value, limit)
+    return value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of bounded size."""
+    need_file(path)
+    if path.stat().st_size > MAX_TEXT:
+        raise UnsafeFile(f"{path}: {path.stat().st_size:,} bytes is too much for a config")
+    try:
+        data = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: not JSON ({_first_line(error)})") from None
+    if not isinstance(data, dict):
+        raise FormatError(f"{path}: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
+def take(raw: dict[str, Tensor], key: str, where: Path, *, dims: int | None = None) -> Tensor:
+    """Remove and return a tensor that the format requires. Raises FormatError when it is missing or has other dims."""
+    if key not in raw:
+        raise FormatError(f"{where}: has no tensor {key!r}. It has: {', '.join(sorted(map(str, raw))) or 'none'}")
+    value = raw.pop(key)
+    if not isinstance(value, Tensor):
+        raise FormatError(f"{where}: {key} is {type(value).__name__}, expected a tensor")
+    if dims is not None and value.dim() != dims:
+        raise FormatError(f"{where}: {key} is {tuple(value.shape)}, expected {dims} dimensions")
+    return value
+
+
+def refuse_rest(raw: Mapping[str, object], where: Path, title: str) -> None:
+    """Raise FormatError if tensors are left that the format does not have."""
+    if raw:
+        raise FormatError(f"{where}: tensors that {title} does not have: {', '.join(sorted(map(str, raw)))}")
+
+
+def refuse_not_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise NotFinite if any tensor holds NaN or infinity. Reads every weight."""
+    for name, value in tensors.items():
+        # the sum of finite values is finite unless it overflows; so the costly look is rarely needed
+        if not torch.isfinite(value.detach().float().sum()) and not torch.isfinite(value).all():
+            bad = int((~torch.isfinite(value)).sum())
+            raise NotFinite(f"{where}: {name} has {bad:,} values that are NaN or infinite, of {value.numel():,}")
+
+
+def need_file(path: Path) -> None:
+    """Raise MissingFile unless `path` is a file."""
+    if not path.is_file():
+        raise MissingFile(f"{path}: no such file")
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _check_archive(path: Path, limit: int) -> None:
+    """A zip whose members deflate far, or claim more bytes than the limit, is refused unread."""
+    if path.stat().st_size > limit:
+        raise UnsafeFile(f"{path}: {path.stat().st_size:,} bytes, more than the {limit:,} expected")
+    if not _is_zip(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise FormatError(f"{path}: a broken zip archive ({_first_line(error)})") from None
+    total = sum(member.file_size for member in members)
+    if total > limit:
+        raise UnsafeFile(f"{path}: unpacks to {total:,} bytes, more than the {limit:,} expected")
+    for member in members:
+        if member.file_size > BIG_ARRAY and member.file_size > MAX_DEFLATION * max(member.compress_size, 1):
+            raise UnsafeFile(f"{path}: {member.filename} deflates {member.file_size // max(member.compress_size, 1)} times")
+
+
+def _check_storages(path: Path, value: object, limit: int) -> None:
+    """Every tensor must own what it shows: strides of 0 make terabytes of one number."""
+    total, seen, stack = 0, set(), [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, Mapping):
+            stack += item.values()
+        elif isinstance(item, list | tuple):
+            stack += item
+        elif isinstance(item, Tensor):
+            held = item.untyped_storage().nbytes()
+            if item.layout != torch.strided or item.numel() * item.element_size() > held:
+                raise UnsafeFile(f"{path}: a tensor claims {item.numel():,} elements, its storage holds fewer")
+            if item.untyped_storage().data_ptr() not in seen:
+                seen.add(item.untyped_storage().data_ptr())
+                total += held
+    if total > limit:
+        raise UnsafeFile(f"{path}: its tensors take {total:,} bytes, more than the {limit:,} expected")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _cause(error: BaseException) -> str:
+    for line in str(error).splitlines():
+        if "GLOBAL" in line or "Unsupported" in line or "instruction" in line:
+            return line.strip()[:160]
+    return _first_line(error)

@@ -1,0 +1,60 @@
+"""From a name to a module: the pipeline, written once, top to bottom."""
+
+import os
+
+import torch
+
+from saezoo.config import SAEConfig
+from saezoo.entry import Entry
+from saezoo.formats import Weights, format_module
+from saezoo.formats._tensors import refuse_not_finite
+from saezoo.hub import Fetched, fetch
+from saezoo.registry import find_sae
+from saezoo.sae import SAE, build_sae
+
+
+def load_sae(
+    name: str | os.PathLike[str],
+    id: str | None = None,  # noqa: A002 the name that SAELens' users know
+    *,
+    format: str | None = None,  # noqa: A002
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    verify: bool = False,
+) -> SAE:
+    """Load a published SAE by name, frozen and in eval mode, with the numbers of its authors' own code.
+
+    name: `release/id` (or release and id apart), `hf://org/repo[@rev]/path`, `https://…`, or a local folder or file.
+    format: a key of `saezoo.formats.FORMATS`, where files and registry do not say it.
+    dtype: of the weights; None keeps the stored one, but makes 16-bit weights float32 on a CPU.
+    verify: read every weight and refuse NaN and infinity (NotFinite); otherwise only headers and shapes are read.
+
+    Raises a SaezooError: BadName, UnknownSAE, FetchError, FormatError, ConfigError or one of their children.
+    """
+    entry = find_sae(name, id, revision=revision)
+    fetched = fetch(entry, format=format, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    weights = read_weights(fetched, entry)
+    if verify:
+        refuse_not_finite(weights.tensors, entry.name)
+    return build_sae(weights.cfg, weights.tensors, device=device, dtype=dtype, where=entry.name)
+
+
+def read_weights(fetched: Fetched, entry: Entry | None) -> Weights:
+    """The canonical form of fetched files, completed by what the registry knows."""
+    weights = format_module(fetched.format).read(fetched.path, entry)
+    return Weights(_with_registry_facts(weights.cfg, entry), weights.tensors)
+
+
+def _with_registry_facts(cfg: SAEConfig, entry: Entry | None) -> SAEConfig:
+    """Fill in what the files do not say; what they do say stays."""
+    if entry is None:
+        return cfg
+    facts: dict[str, object] = {}
+    for key in ("site", "out_site"):
+        if getattr(cfg, key) is None and getattr(entry, key) is not None:
+            facts[key] = getattr(entry, key)
+    return cfg.model_copy(update=facts) if facts else cfg

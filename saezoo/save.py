@@ -1,0 +1,36 @@
+"""Write an SAE as a folder that appears whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from saezoo.errors import FormatError
+from saezoo.files import write_folder
+from saezoo.formats import FORMATS, native
+from saezoo.sae import SAE
+
+
+def save_sae(sae: SAE, folder: str | os.PathLike[str]) -> Path:
+    """Write an SAE as a native folder, atomically; an existing native folder is replaced. Returns the folder.
+
+    Raises FormatError when `folder` exists and is something else.
+    """
+    with new_folder(Path(folder), "native") as work:
+        native.write(sae.cfg, {name: value.data for name, value in sae.named_parameters()}, work)
+    return Path(folder)
+
+
+@contextmanager
+def new_folder(folder: Path, format_name: str) -> Iterator[Path]:
+    """A work folder that becomes `folder`, which must not exist, be empty, or hold this format and nothing else."""
+    if folder.exists() and not folder.is_dir():
+        raise FormatError(f"{folder} is a file: name a folder to write to")
+    if folder.is_dir():
+        form = FORMATS[format_name]
+        names = {item.name for item in folder.iterdir()}
+        ours = set(form.files) <= names <= set(form.files) | set(form.optional)
+        if names and not ours:
+            raise FormatError(f"{folder} exists and is not a {format_name} folder alone: name another, or empty it")
+    with write_folder(folder) as work:
+        yield work

@@ -1,0 +1,114 @@
+"""Sparse features: how they are chosen, packed, and turned back into dense ones or into a reconstruction."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+GROUP = 32
+"""Latents a group in the two-level top-k."""
+
+SPARSE_BELOW = 1 / 24
+"""Decode row by row where fewer than this share of features is on; above it a dense product is faster (measured on CPU)."""
+
+
+@dataclass(frozen=True)
+class SparseFeatures:
+    """Active features of each token, strongest (by magnitude) first; unused slots hold value 0 and index 0, and come last."""
+
+    values: Tensor
+    """(…, k_max)"""
+    indices: Tensor
+    """(…, k_max) int64"""
+    counts: Tensor
+    """(…) int64: how many slots are used, which is L0 of each token"""
+    d_sae: int
+
+    def to_dense(self) -> Tensor:
+        """The same features as (…, d_sae)."""
+        dense = self.values.new_zeros(*self.values.shape[:-1], self.d_sae)
+        # added, not written: unused slots all point at feature 0 and must not overwrite it
+        return dense.scatter_add(-1, self.indices, self.values)
+
+    def to(self, *args: object, **kwargs: object) -> "SparseFeatures":
+        """Move to a device, or change the dtype of the values, as `Tensor.to` does."""
+        values = self.values.to(*args, **kwargs)  # type: ignore[call-overload]
+        device = values.device
+        return SparseFeatures(values, self.indices.to(device), self.counts.to(device), self.d_sae)
+
+
+def top_k(keys: Tensor, k: int) -> Tensor:
+    """Indices (…, k) of the k largest keys of (…, n), largest first. Exact; among equal keys any may be chosen.
+
+    The k groups with the largest maxima hold all of the k largest elements, so most of the row is read once.
+    """
+    n = keys.shape[-1]
+    if keys.device.type != "cpu" or n % GROUP or n // GROUP < 4 * k:
+        return keys.topk(k, dim=-1).indices
+    grouped = keys.unflatten(-1, (n // GROUP, GROUP))
+    groups = grouped.amax(-1).topk(k, dim=-1, sorted=False).indices
+    candidates = grouped.gather(-2, groups.unsqueeze(-1).expand(*groups.shape, GROUP)).flatten(-2)
+    best = candidates.topk(k, dim=-1).indices
+    return groups.gather(-1, best // GROUP) * GROUP + best % GROUP
+
+
+def pack_chosen(values: Tensor, indices: Tensor, d_sae: int, *, in_order: bool = False) -> SparseFeatures:
+    """SparseFeatures from k chosen (values, indices), both (…, k), of which some values may be 0.
+
+    in_order: the values are known to be non-negative and descending already.
+    """
+    if not in_order:
+        order = values.abs().argsort(dim=-1, descending=True, stable=True)
+        values, indices = values.gather(-1, order), indices.gather(-1, order)
+    used = values != 0
+    return SparseFeatures(values, indices.masked_fill(~used, 0), used.sum(-1), d_sae)
+
+
+def pack_active(dense: Tensor) -> SparseFeatures:
+    """Every non-zero of (…, d_sae), never a cut: k_max is the largest count among the tokens."""
+    flat = dense.reshape(-1, dense.shape[-1])
+    rows, columns = flat.nonzero(as_tuple=True)
+    counts = torch.bincount(rows, minlength=flat.shape[0])
+    k_max = int(counts.max()) if counts.numel() else 0
+    slots = torch.arange(rows.numel(), device=dense.device) - (counts.cumsum(0) - counts)[rows]
+    values = flat.new_zeros(flat.shape[0], k_max).index_put((rows, slots), flat[rows, columns])
+    indices = columns.new_zeros(flat.shape[0], k_max).index_put((rows, slots), columns)
+    order = values.abs().argsort(dim=-1, descending=True, stable=True)
+    lead = dense.shape[:-1]
+    return SparseFeatures(
+        values.gather(-1, order).reshape(*lead, k_max),
+        indices.gather(-1, order).reshape(*lead, k_max),
+        counts.reshape(lead),
+        dense.shape[-1],
+    )
+
+
+def decode_sparse(features: SparseFeatures, W_dec: Tensor) -> Tensor:
+    """Sum the chosen decoder rows: out[…] = sum_k values[…, k] * W_dec[indices[…, k]]. W_dec (d_sae, d_out); (…, d_out)."""
+    k_max = features.values.shape[-1]
+    if k_max == 0:
+        return features.values.new_zeros(*features.values.shape[:-1], W_dec.shape[1], dtype=W_dec.dtype)
+    if k_max >= features.d_sae * SPARSE_BELOW:
+        return features.to_dense().to(W_dec.dtype) @ W_dec
+    flat = F.embedding_bag(
+        features.indices.reshape(-1, k_max),
+        W_dec,
+        mode="sum",
+        per_sample_weights=features.values.reshape(-1, k_max).to(W_dec.dtype),
+    )
+    return flat.reshape(*features.values.shape[:-1], W_dec.shape[1])
+
+
+def decode_dense(features: Tensor, W_dec: Tensor) -> Tensor:
+    """features (…, d_sae) @ W_dec (d_sae, d_out), reading only the rows in use where those are few."""
+    features = features.to(W_dec.dtype)
+    flat = features.reshape(-1, features.shape[-1])
+    if int(flat.count_nonzero()) >= flat.numel() * SPARSE_BELOW or not flat.numel():
+        return features @ W_dec
+    rows, columns = flat.nonzero(as_tuple=True)
+    counts = torch.bincount(rows, minlength=flat.shape[0])
+    out = F.embedding_bag(
+        columns, W_dec, counts.cumsum(0) - counts, mode="sum", per_sample_weights=flat[rows, columns]
+    )
+    return out.reshape(*features.shape[:-1], W_dec.shape[1])

@@ -1,0 +1,1 @@
+"""Train sparse autoencoders into folders that `saezoo.load_sae` opens."""
