@@ -1,4 +1,5 @@
-"""saezoo: any published sparse autoencoder as one torch module whose numbers equal its authors' own.
+"""saezoo: any published sparse autoencoder as one torch module whose numbers equal its authors'
+own.
 
 Importing this costs milliseconds: each name below is imported when it is first used.
 """

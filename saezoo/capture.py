@@ -1,10 +1,11 @@
 """Activations at one site of a HuggingFace model, and the rule for which tokens count.
 
-Works on any torch module that takes `input_ids` and `attention_mask`; transformers is not imported here.
+Works on any torch module that takes `input_ids` and `attention_mask`; transformers is not imported
+here.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +16,9 @@ from saezoo.errors import CaptureError
 
 
 class _Stop(BaseException):
-    """Ends a forward pass once the site was seen. Not an Exception, so that no model code swallows it."""
+    """Ends a forward pass once the site was seen. Not an Exception, so that no model code swallows
+    it.
+    """
 
 
 @dataclass
@@ -51,25 +54,41 @@ class ActivationBatch:
 
 
 def find_module(model: nn.Module, path: str) -> nn.Module:
-    """The submodule at `path`, with or without the wrapper's own prefix. Raises CaptureError, naming the nearest."""
+    """The submodule at `path`, with or without the wrapper's own prefix. Raises CaptureError,
+    naming the nearest.
+    """
     modules = dict(model.named_modules())
-    for candidate in (path, f"model.{path}", f"transformer.{path}", f"gpt_neox.{path}", path.partition(".")[2]):
+    for candidate in (
+        path,
+        f"model.{path}",
+        f"transformer.{path}",
+        f"gpt_neox.{path}",
+        path.partition(".")[2],
+    ):
         if candidate and candidate in modules:
             return modules[candidate]
     import difflib
 
     close = difflib.get_close_matches(path, modules, n=3, cutoff=0.3)
-    raise CaptureError(f"{type(model).__name__} has no module {path!r}. Closest: {', '.join(close) or 'none'}")
+    raise CaptureError(
+        f"{type(model).__name__} has no module {path!r}. Closest: {', '.join(close) or 'none'}"
+    )
 
 
 @contextmanager
-def hook_site(model: nn.Module, site: Site, see: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Show each tensor that passes the site to `see`; what it returns (if not None) goes on in its place.
+def hook_site(
+    model: nn.Module, site: Site, see: Callable[[Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Show each tensor that passes the site to `see`; what it returns (if not None) goes on in its
+    place.
 
-    Raises CaptureError if the site's module is not named, not found, or never ran inside the `with`.
+    Raises CaptureError if the site's module is not named, not found, or never ran inside the
+    `with`.
     """
     if site.module is None:
-        raise CaptureError("the site names no module: give Site(module='model.layers.15', side='output')")
+        raise CaptureError(
+            "the site names no module: give Site(module='model.layers.15', side='output')"
+        )
     fired = 0
 
     def swap(value: object) -> object:
@@ -77,7 +96,9 @@ def hook_site(model: nn.Module, site: Site, see: Callable[[Tensor], Tensor | Non
         fired += 1
         tensor = value[0] if isinstance(value, tuple) else value
         if not isinstance(tensor, Tensor):
-            raise CaptureError(f"{site.module}: the {site.side} is {type(tensor).__name__}, not a tensor")
+            raise CaptureError(
+                f"{site.module}: the {site.side} is {type(tensor).__name__}, not a tensor"
+            )
         new = see(tensor)
         if new is None:
             return None
@@ -100,22 +121,25 @@ def hook_site(model: nn.Module, site: Site, see: Callable[[Tensor], Tensor | Non
     finally:
         handle.remove()
     if not fired:
-        raise CaptureError(f"{site.module} never ran in the forward pass, so nothing was captured or replaced")
+        raise CaptureError(
+            f"{site.module} never ran in the forward pass, so nothing was captured or replaced"
+        )
 
 
-def capture(model: nn.Module, site: Site, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """The activations (batch, positions, d) at `site`, without gradient. The layers after it are not run."""
+def capture(
+    model: nn.Module, site: Site, input_ids: Tensor, attention_mask: Tensor | None = None
+) -> Tensor:
+    """The activations (batch, positions, d) at `site`, without gradient. The layers after it are
+    not run.
+    """
     caught: list[Tensor] = []
 
     def see(tensor: Tensor) -> None:
         caught.append(tensor.detach())
         raise _Stop
 
-    with torch.no_grad(), hook_site(model, site, see):
-        try:
-            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        except _Stop:
-            pass
+    with torch.no_grad(), hook_site(model, site, see), suppress(_Stop):
+        model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     return caught[0]
 
 
@@ -126,15 +150,20 @@ def keep_tokens(
     special_ids: Tensor,
     x: Tensor | None = None,
 ) -> tuple[Tensor, Dropped]:
-    """Which tokens (batch, positions) count under `rule`, as a bool mask, and how many were left out and why.
+    """Which tokens (batch, positions) count under `rule`, as a bool mask, and how many were left
+    out and why.
 
     x (batch, positions, d): raw activations; without them the rule on norms is not applied.
     """
     real = attention_mask.bool()
-    place = attention_mask.long().cumsum(-1) - 1  # position among the real tokens, so that left padding does no harm
+    place = (
+        attention_mask.long().cumsum(-1) - 1
+    )  # position among the real tokens, so that left padding does no harm
     first = real & (place < (rule.skip_first or 0))
     left = real & ~first
-    special = left & torch.isin(input_ids, special_ids) if rule.skip_special else torch.zeros_like(left)
+    special = (
+        left & torch.isin(input_ids, special_ids) if rule.skip_special else torch.zeros_like(left)
+    )
     left &= ~special
     outlier = torch.zeros_like(left)
     if x is not None and rule.max_norm is not None:
@@ -145,9 +174,16 @@ def keep_tokens(
 
 
 def contexts(
-    tokenizer: Callable, texts: Iterable[str], length: int, *, prepend_bos: bool = False, smallest: int = 2
+    tokenizer: Callable,
+    texts: Iterable[str],
+    length: int,
+    *,
+    prepend_bos: bool = False,
+    smallest: int = 2,
 ) -> Iterator[tuple[int, list[int]]]:
-    """Cut texts into contexts of at most `length` tokens: (which text, token ids). Pieces under `smallest` are left out."""
+    """Cut texts into contexts of at most `length` tokens: (which text, token ids). Pieces under
+    `smallest` are left out.
+    """
     for number, text in enumerate(texts):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         bos = [tokenizer.bos_token_id] if prepend_bos and tokenizer.bos_token_id is not None else []
@@ -178,7 +214,9 @@ def activations(
     *,
     batch_size: int = 8,
 ) -> Iterator[ActivationBatch]:
-    """Stream the kept tokens of `pieces` (what `contexts` yields), `batch_size` contexts at a time."""
+    """Stream the kept tokens of `pieces` (what `contexts` yields), `batch_size` contexts at a
+    time.
+    """
     special_ids = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.int64)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     device = next(model.parameters()).device
@@ -187,10 +225,16 @@ def activations(
     def flush() -> ActivationBatch:
         ids, mask = padded([piece for _, piece in pending], pad_id)
         x = capture(model, site, ids.to(device), mask.to(device))
-        keep, dropped = keep_tokens(rule, ids.to(x.device), mask.to(x.device), special_ids.to(x.device), x)
+        keep, dropped = keep_tokens(
+            rule, ids.to(x.device), mask.to(x.device), special_ids.to(x.device), x
+        )
         places = torch.arange(ids.shape[1]).expand_as(ids).to(x.device)
-        documents = torch.tensor([number for number, _ in pending]).unsqueeze(1).expand_as(ids).to(x.device)
-        return ActivationBatch(x[keep], ids.to(x.device)[keep], places[keep], documents[keep], dropped)
+        documents = (
+            torch.tensor([number for number, _ in pending]).unsqueeze(1).expand_as(ids).to(x.device)
+        )
+        return ActivationBatch(
+            x[keep], ids.to(x.device)[keep], places[keep], documents[keep], dropped
+        )
 
     for item in pieces:
         pending.append(item)

@@ -39,17 +39,27 @@ def check_sae(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> list[Finding]:
-    """Look at everything that can be looked at without the host model, in order; stops where going on makes no sense.
+    """Look at everything that can be looked at without the host model, in order; stops where going
+    on makes no sense.
 
     Raises only what finding and fetching raise; what is wrong with the files is a Finding.
     """
     entry = find_sae(name)
-    options = {"format": format, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    options = {
+        "format": format,
+        "token": token,
+        "cache_dir": cache_dir,
+        "local_files_only": local_files_only,
+    }
     fetched = fetch(entry, extras=True, **options)  # type: ignore[arg-type]
     files = _files(fetched)
     size = sum(path.stat().st_size for path in files)
     findings = [
-        Finding("files", True, f"{fetched.format}: {', '.join(path.name for path in files)} ({size:,} bytes)"),
+        Finding(
+            "files",
+            True,
+            f"{fetched.format}: {', '.join(path.name for path in files)} ({size:,} bytes)",
+        ),
         *_hashes(files, entry),
     ]
     try:
@@ -57,11 +67,19 @@ def check_sae(
         sae = build_sae(weights.cfg, weights.tensors, where=entry.name)
     except SaezooError as error:
         return [*findings, Finding("shapes", False, str(error))]
-    shapes = ", ".join(f"{key} {tuple(value.shape)} {_dtype(value)}" for key, value in weights.tensors.items())
+    shapes = ", ".join(
+        f"{key} {tuple(value.shape)} {_dtype(value)}" for key, value in weights.tensors.items()
+    )
     findings.append(Finding("shapes", True, shapes))
     try:
         refuse_not_finite(weights.tensors, entry.name)
-        findings.append(Finding("finite", True, f"{sum(value.numel() for value in weights.tensors.values()):,} weights"))
+        findings.append(
+            Finding(
+                "finite",
+                True,
+                f"{sum(value.numel() for value in weights.tensors.values()):,} weights",
+            )
+        )
     except NotFinite as error:
         findings.append(Finding("finite", False, str(error)))
     findings.append(_golden(sae, fetched))
@@ -69,7 +87,9 @@ def check_sae(
 
 
 def write_golden(sae: SAE, x: Tensor, folder: Path) -> None:
-    """Keep what `sae` makes of x (tokens, d_in), float32, so that any later copy can be compared with it."""
+    """Keep what `sae` makes of x (tokens, d_in), float32, so that any later copy can be compared
+    with it.
+    """
     features = sae.encode_sparse(x)
     save_file(
         {
@@ -83,18 +103,28 @@ def write_golden(sae: SAE, x: Tensor, folder: Path) -> None:
 
 
 def golden_difference(sae: SAE, path: Path) -> float:
-    """Largest difference of features and reconstruction from the golden ones. Raises FormatError for a broken file."""
+    """Largest difference of features and reconstruction from the golden ones. Raises FormatError
+    for a broken file.
+    """
     golden = read_safetensors(path, limit=2**30)
     if missing := {"x", "values", "indices", "out"} - golden.keys():
         raise FormatError(f"{path}: has no {', '.join(sorted(missing))}")
     x, indices = golden["x"], golden["indices"]
-    if x.dim() != 2 or x.shape[1] != sae.d_in or indices.shape != golden["values"].shape or len(indices) != len(x):
+    if (
+        x.dim() != 2
+        or x.shape[1] != sae.d_in
+        or indices.shape != golden["values"].shape
+        or len(indices) != len(x)
+    ):
         raise FormatError(f"{path}: its shapes do not fit an SAE with d_in={sae.d_in}")
-    if indices.dtype != torch.int64 or (indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < sae.d_sae):
+    if indices.dtype != torch.int64 or (
+        indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < sae.d_sae
+    ):
         raise FormatError(f"{path}: feature numbers outside 0 to {sae.d_sae - 1}")
     expected = torch.zeros(len(x), sae.d_sae).scatter_add(-1, indices, golden["values"].float())
     return max(
-        largest_difference(sae.encode(x).float(), expected), largest_difference(sae(x).float(), golden["out"].float())
+        largest_difference(sae.encode(x).float(), expected),
+        largest_difference(sae(x).float(), golden["out"].float()),
     )
 
 
@@ -102,7 +132,11 @@ def _files(fetched: Fetched) -> list[Path]:
     if fetched.path.is_file():
         return [fetched.path]
     form = FORMATS[fetched.format]
-    return [fetched.path / name for name in (*form.files, *form.optional) if (fetched.path / name).is_file()]
+    return [
+        fetched.path / name
+        for name in (*form.files, *form.optional)
+        if (fetched.path / name).is_file()
+    ]
 
 
 def _hashes(files: list[Path], entry: Entry) -> list[Finding]:
@@ -117,7 +151,9 @@ def _hashes(files: list[Path], entry: Entry) -> list[Finding]:
         if path.name in stated:
             got = sha256_of(path)
             same = got == stated[path.name]
-            detail = f"{path.name} sha256 {got[:12]}…" + ("" if same else f", stated {stated[path.name][:12]}…")
+            detail = f"{path.name} sha256 {got[:12]}…" + (
+                "" if same else f", stated {stated[path.name][:12]}…"
+            )
             findings.append(Finding("hash", same, detail))
     return findings
 
@@ -131,7 +167,9 @@ def _golden(sae: SAE, fetched: Fetched) -> Finding:
     except SaezooError as error:
         return Finding("golden", False, str(error))
     limit = TOLERANCE[torch.float32]
-    return Finding("golden", difference <= limit, f"largest difference {difference:.1e}, tolerance {limit:.0e}")
+    return Finding(
+        "golden", difference <= limit, f"largest difference {difference:.1e}, tolerance {limit:.0e}"
+    )
 
 
 def _dtype(value: Tensor) -> str:

@@ -1,4 +1,5 @@
-"""The explicit spec of an SAE: everything that its arithmetic needs, as frozen values, to and from JSON.
+"""The explicit spec of an SAE: everything that its arithmetic needs, as frozen values, to and from
+JSON.
 
 An unknown fact is absent (None, and not written), never 0 or 1.
 """
@@ -11,7 +12,16 @@ from saezoo.errors import ConfigError
 
 Architecture = Literal["relu", "topk", "jumprelu", "gated", "groupmax"]
 Point = Literal[
-    "embed", "resid_pre", "resid_mid", "resid_post", "attn_in", "attn_z", "attn_out", "mlp_in", "mlp_act", "mlp_out"
+    "embed",
+    "resid_pre",
+    "resid_mid",
+    "resid_post",
+    "attn_in",
+    "attn_z",
+    "attn_out",
+    "mlp_in",
+    "mlp_act",
+    "mlp_out",
 ]
 
 
@@ -39,7 +49,9 @@ class Site(Spec):
     hook_name: str | None = None
     """The same place in TransformerLens terms, such as `blocks.15.hook_resid_post`."""
     centred: bool | None = None
-    """True: the host's writing weights were centred; on a plain host subtract the per-token mean before encode."""
+    """True: the host's writing weights were centred; on a plain host subtract the per-token mean
+    before encode.
+    """
     rms_gain: bool | None = None
     """Whether the gain of the RMSNorm before this site is in the activations."""
     revision: str | None = None
@@ -118,11 +130,15 @@ class SAEConfig(Spec):
     """None means d_in: an SAE. Read `sae.d_out` for the number."""
     k: PositiveInt | None = None
     relu_after: bool = True
-    """topk, groupmax: ReLU on what was chosen. jumprelu: ReLU(a)*(a > threshold); False keeps a where a > threshold."""
+    """topk, groupmax: ReLU on what was chosen. jumprelu: ReLU(a)*(a > threshold); False keeps a
+    where a > threshold.
+    """
     signed: bool = False
     """topk: choose by magnitude and keep the sign."""
     decoder_norm: Literal["none", "rank", "scale"] = "none"
-    """With |d| the norm of a feature's decoder row: rank decides by a*|d| and returns a; scale returns a*|d|."""
+    """With |d| the norm of a feature's decoder row: rank decides by a*|d| and returns a; scale
+    returns a*|d|.
+    """
     input_norm: InputNorm | None = None
     subtract_b_dec: bool = False
     input_bias: bool = False
@@ -171,7 +187,9 @@ class SAEConfig(Spec):
         if self.decoder_norm != "none" and self.architecture == "gated":
             raise ValueError("decoder_norm has no meaning for gated")
         if self.subtract_b_dec and (self.d_out or self.d_in) != self.d_in:
-            raise ValueError(f"subtract_b_dec needs d_out == d_in, but they are {self.d_out} and {self.d_in}")
+            raise ValueError(
+                f"subtract_b_dec needs d_out == d_in, but they are {self.d_out} and {self.d_in}"
+            )
         if self.subtract_b_dec and self.input_bias:
             raise ValueError("subtract_b_dec and input_bias exclude each other")
         if self.input_norm is not None and (self.d_out or self.d_in) != self.d_in:
@@ -179,9 +197,15 @@ class SAEConfig(Spec):
         return self
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The tensors that this spec requires, no more and no less, with their shapes (rows are features)."""
+        """The tensors that this spec requires, no more and no less, with their shapes (rows are
+        features).
+        """
         d_in, d_out, n = self.d_in, self.d_out or self.d_in, self.d_sae
-        shapes: dict[str, tuple[int, ...]] = {"W_enc_rows": (n, d_in), "W_dec": (n, d_out), "b_dec": (d_out,)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "W_enc_rows": (n, d_in),
+            "W_dec": (n, d_out),
+            "b_dec": (d_out,),
+        }
         if self.architecture == "gated":
             shapes |= {"b_gate": (n,), "r_mag": (n,), "b_mag": (n,)}
         else:
@@ -196,7 +220,9 @@ class SAEConfig(Spec):
 
     @classmethod
     def from_json(cls, data: object, where: str = "config") -> "SAEConfig":
-        """Validate plain JSON values. Raises ConfigError in one line that names `where` and each wrong key."""
+        """Validate plain JSON values. Raises ConfigError in one line that names `where` and each
+        wrong key.
+        """
         try:
             return cls.model_validate(data)
         except ValidationError as error:
@@ -207,7 +233,9 @@ def one_line(error: ValidationError) -> str:
     """What is wrong with a pydantic model, as one line: `key: problem (value)`, the first five."""
     parts = []
     for item in error.errors(include_url=False)[:5]:
-        place = ".".join(str(part) for part in item["loc"] if part not in ("layer_norm", "constant_norm"))
+        place = ".".join(
+            str(part) for part in item["loc"] if part not in ("layer_norm", "constant_norm")
+        )
         value = repr(item.get("input"))
         shown = f" (got {value[:60]})" if item["type"] != "missing" and len(value) < 200 else ""
         message = item["msg"].removeprefix("Value error, ")

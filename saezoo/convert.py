@@ -21,7 +21,9 @@ SEED, TOKENS = 20_240_606, 64
 
 @dataclass(frozen=True)
 class Proof:
-    """What was compared after a conversion: the source's forward with the target's, on seeded inputs."""
+    """What was compared after a conversion: the source's forward with the target's, on seeded
+    inputs.
+    """
 
     folder: Path
     format: str
@@ -42,16 +44,22 @@ def convert_sae(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> Proof:
-    """Read `src` (any name that `load_sae` takes) and write it to the folder `dest` in the format `to`.
+    """Read `src` (any name that `load_sae` takes) and write it to the folder `dest` in the format
+    `to`.
 
-    The folder appears only when the proof holds: it is reopened, and both compute the same on the same seeded inputs.
-    Raises CannotConvert when the target cannot express this SAE, or the proof fails; NotFinite for NaN or infinity.
+    The folder appears only when the proof holds: it is reopened, and both compute the same on the
+    same seeded inputs. Raises CannotConvert when the target cannot express this SAE, or the proof
+    fails; NotFinite for NaN or infinity.
     """
     if to not in FORMATS or not FORMATS[to].writable:
         writable = ", ".join(key for key, form in FORMATS.items() if form.writable)
-        raise CannotConvert(f"cannot write the format {to!r}. Formats that can be written: {writable}")
+        raise CannotConvert(
+            f"cannot write the format {to!r}. Formats that can be written: {writable}"
+        )
     entry = find_sae(src)
-    fetched = fetch(entry, format=format, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    fetched = fetch(
+        entry, format=format, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+    )
     weights = read_weights(fetched, entry)
     refuse_not_finite(weights.tensors, entry.name)
     check_tensors(weights.cfg, weights.tensors, entry.name)
@@ -64,16 +72,21 @@ def convert_sae(
 def _prove(source: Weights, folder: Path, to: str) -> tuple[float, str]:
     """Reopen what was written and compare it with the source: (largest difference, through what).
 
-    Raises CannotConvert above the tolerance. A float32 near-tie of two features may be decided otherwise by another
-    memory layout; so a miss is looked at again in float64, where such ties are told apart, under the same tolerance.
+    Raises CannotConvert above the tolerance. A float32 near-tie of two features may be decided
+    otherwise by another memory layout; so a miss is looked at again in float64, where such ties are
+    told apart, under the same tolerance.
     """
     if detect(folder) != to:
-        raise CannotConvert(f"the written folder reads as {detect(folder)}, not {to}: nothing was written")
+        raise CannotConvert(
+            f"the written folder reads as {detect(folder)}, not {to}: nothing was written"
+        )
     module = format_module(to)
     again = module.read(folder, None)
     tolerance, difference = TOLERANCE[torch.float32], float("inf")
     for dtype in (torch.float32, torch.float64):
-        x = torch.randn(TOKENS, source.cfg.d_in, generator=torch.Generator().manual_seed(SEED)).to(dtype)
+        x = torch.randn(TOKENS, source.cfg.d_in, generator=torch.Generator().manual_seed(SEED)).to(
+            dtype
+        )
         expected = build_sae(source.cfg, source.tensors, dtype=dtype)(x)
         outputs = [build_sae(again.cfg, again.tensors, dtype=dtype)(x)]
         if hasattr(module, "origin_output"):
@@ -82,6 +95,12 @@ def _prove(source: Weights, folder: Path, to: str) -> tuple[float, str]:
         if difference <= tolerance:
             break
     else:
-        raise CannotConvert(f"what {to} computes differs by {difference:.2g}, more than {tolerance:.0g}: nothing written")
+        raise CannotConvert(
+            f"what {to} computes differs by {difference:.2g}, more than {tolerance:.0g}: "
+            "nothing was written"
+        )
     own = hasattr(module, "origin_output")
-    return difference, f"the reopened folder and {to}'s own formula" if own else "the reopened folder"
+    return (
+        difference,
+        f"the reopened folder and {to}'s own formula" if own else "the reopened folder",
+    )

@@ -1,4 +1,6 @@
-"""What an SAE sees in a text: per token its strongest features, and how much of the model survives the reconstruction."""
+"""What an SAE sees in a text: per token its strongest features, and how much of the model survives
+the reconstruction.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,21 +66,33 @@ def demo_text() -> str:
 
 @torch.no_grad()
 def look(
-    sae: SAE, host: "Host", text: str, *, progress: Callable[[int], None] = lambda _contexts: None, show: int = 12
+    sae: SAE,
+    host: "Host",
+    text: str,
+    *,
+    progress: Callable[[int], None] = lambda _contexts: None,
+    show: int = 12,
 ) -> Seen:
     """Run the host on `text` and take apart what it carries at the SAE's site.
 
-    Raises CaptureError for a text of fewer than three tokens, or an SAE that does not know its site.
+    Raises CaptureError for a text of fewer than three tokens, or an SAE that does not know its
+    site.
     """
     site, rule = sae.cfg.site, sae.cfg.tokens or TokenRule(skip_first=1)
     if site is None or site.module is None:
-        raise CaptureError("this SAE does not say which module of the model it reads, so it cannot be shown at work")
-    pieces = [piece for _, piece in contexts(host.tokenizer, [text], rule.context or 512, smallest=3)]
+        raise CaptureError(
+            "this SAE does not say which module of its model it reads, so it cannot be shown"
+        )
+    pieces = [
+        piece for _, piece in contexts(host.tokenizer, [text], rule.context or 512, smallest=3)
+    ]
     if not pieces:
         raise CaptureError("the text has fewer than three tokens: give a sentence or two")
     run = pieces[:MAX_CONTEXTS]
     special = host.tokenizer.all_special_ids
-    metrics = evaluate(host.model, sae, run, special_ids=special, pca_k=sae.cfg.k or 32, progress=progress)
+    metrics = evaluate(
+        host.model, sae, run, special_ids=special, pca_k=sae.cfg.k or 32, progress=progress
+    )
     ids, mask = padded(run[:1], 0)
     x = capture(host.model, site, ids, mask)
     keep, _ = keep_tokens(rule, ids, mask, torch.tensor(special), x)
@@ -96,7 +110,11 @@ def _tokens(
     seen = []
     for place, token in enumerate(ids.tolist()):
         used = int(features.counts[place])
-        pairs = zip(features.indices[place, :used].tolist(), features.values[place, :used].tolist(), strict=True)
+        pairs = zip(
+            features.indices[place, :used].tolist(),
+            features.values[place, :used].tolist(),
+            strict=True,
+        )
         norm = float(x[place].norm())
         reason = None if bool(keep[place]) else _reason(rule, place, norm)
         error = float((x[place] - out[place]).pow(2).sum()) / spread
@@ -111,7 +129,9 @@ def _reason(rule: TokenRule, place: int, norm: float) -> str:
 
 
 def _features(sae: SAE, host: "Host", tokens: list[TokenSeen], show: int) -> list[FeatureSeen]:
-    """The features that mark out parts of this text: strong where they fire, and silent on most tokens."""
+    """The features that mark out parts of this text: strong where they fire, and silent on most
+    tokens.
+    """
     where: dict[int, list[tuple[str, float]]] = {}
     for token in tokens:
         if token.left_out is None:
@@ -121,13 +141,16 @@ def _features(sae: SAE, host: "Host", tokens: list[TokenSeen], show: int) -> lis
     telling = {key: spots for key, spots in where.items() if 2 <= len(spots) <= few} or where
     best = sorted(telling, key=lambda key: -max(value for _, value in telling[key]))[:show]
     return [
-        FeatureSeen(key, sorted(where[key], key=lambda spot: -spot[1])[:5], promoted_tokens(sae, host, key))
+        FeatureSeen(
+            key, sorted(where[key], key=lambda spot: -spot[1])[:5], promoted_tokens(sae, host, key)
+        )
         for key in best
     ]
 
 
 def promoted_tokens(sae: SAE, host: "Host", feature: int, count: int = 4) -> list[str]:
-    """Tokens whose unembedding lies most along a feature's decoder row, after removing the mean row ("logit lens").
+    """Tokens whose unembedding lies most along a feature's decoder row, after removing the mean row
+    ("logit lens").
 
     The final norm's gain is applied; what later layers do to the direction is not.
     """

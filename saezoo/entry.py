@@ -1,4 +1,6 @@
-"""What the registry knows of one published SAE: where its files lie, and the facts that are not in them."""
+"""What the registry knows of one published SAE: where its files lie, and the facts that are not in
+them.
+"""
 
 from pydantic import Field, PositiveInt
 
@@ -13,7 +15,9 @@ class Entry(Spec):
     format: str | None = None
     """A key of saezoo.formats.FORMATS; None: the files decide."""
     source: str
-    """`hf://org/repo`, an `https://…` folder or file, `bundled:FOLDER` (inside this package), or a local path."""
+    """`hf://org/repo`, an `https://…` folder or file, `bundled:FOLDER` (inside this package), or a
+    local path.
+    """
     path: str = ""
     """The SAE's folder or file below the source; empty: the source itself."""
     revision: str | None = None

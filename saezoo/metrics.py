@@ -3,9 +3,11 @@
 FVU             sum ‖x - x̂‖² / sum ‖x - mean(x)‖², raw units, over all counted tokens
 L0              mean number of features that are not zero
 dead fraction   share of features that fired on none of the counted tokens
-PCA-k FVU       the FVU of the best k-dimensional affine subspace fitted to the same tokens: no linear method does better
-loss recovered  (zero - spliced) / (zero - clean) of the mean next-token loss in nats, where the site's tensor is
-                replaced at every position >= 1 by its reconstruction (spliced) or by zeros (zero)
+PCA-k FVU       the FVU of the best k-dimensional affine subspace fitted to the same tokens: no
+                linear method does better
+loss recovered  (zero - spliced) / (zero - clean) of the mean next-token loss in nats, where the
+                site's tensor is replaced at every position >= 1 by its reconstruction (spliced)
+                or by zeros (zero)
 """
 
 from collections.abc import Callable, Iterable
@@ -81,7 +83,9 @@ class ReconstructionSums:
 
     @property
     def fvu(self) -> float:
-        """Fraction of variance unexplained, about the mean: 0 is perfect, 1 is predicting the mean."""
+        """Fraction of variance unexplained, about the mean: 0 is perfect, 1 is predicting the
+        mean.
+        """
         return self.error / self.variance if self.variance else float("nan")
 
     @property
@@ -111,7 +115,9 @@ def next_token_loss(logits: Tensor, input_ids: Tensor, mask: Tensor) -> tuple[fl
     """Sum of next-token cross entropies in nats over real targets, and how many there are."""
     target = input_ids[:, 1:]
     real = mask[:, 1:].bool()
-    losses = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), target.flatten(), reduction="none")
+    losses = F.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), target.flatten(), reduction="none"
+    )
     return float(losses.view_as(target)[real].double().sum()), int(real.sum())
 
 
@@ -140,7 +146,8 @@ def evaluate(
 ) -> Metrics:
     """Measure an SAE on token lists `pieces`, each one context, in a model it was trained for.
 
-    site, rule: those of the SAE's own spec unless given. Raises CaptureError when there is no site, or no token counts.
+    site, rule: those of the SAE's own spec unless given. Raises CaptureError when there is no site,
+    or no token counts.
     """
     site, rule = site or sae.cfg.site, rule or sae.cfg.tokens or TokenRule(skip_first=1)
     if site is None:

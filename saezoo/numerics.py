@@ -9,11 +9,15 @@ TOLERANCE: dict[torch.dtype, float] = {
     torch.float16: 4e-3,
     torch.bfloat16: 3e-2,
 }
-"""Largest difference allowed, as a share of the largest magnitude of what is expected (at least 1e-30)."""
+"""Largest difference allowed, as a share of the largest magnitude of what is expected (at least
+1e-30).
+"""
 
 
 def largest_difference(got: Tensor, expected: Tensor) -> float:
-    """max |got - expected| / max |expected|, in float64; infinite when shapes differ or either is not finite."""
+    """max |got - expected| / max |expected|, in float64; infinite when shapes differ or either is
+    not finite.
+    """
     if got.shape != expected.shape:
         return float("inf")
     if not expected.numel():

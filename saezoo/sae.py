@@ -1,7 +1,9 @@
-"""One torch module for every SAE and transcoder: encode, decode, forward, as its spec says and nothing else.
+"""One torch module for every SAE and transcoder: encode, decode, forward, as its spec says and
+nothing else.
 
-Shapes: `…` any leading shape, d_in, d_sae, d_out as in the spec. Both matrices are kept feature-major (a contiguous row
-per feature), because every sparse operation gathers whole rows; `sae.W_enc` is the (d_in, d_sae) view that papers write.
+Shapes: `…` any leading shape, d_in, d_sae, d_out as in the spec. Both matrices are kept
+feature-major (a contiguous row per feature), because every sparse operation gathers whole rows;
+`sae.W_enc` is the (d_in, d_sae) view that papers write.
 """
 
 import logging
@@ -14,7 +16,14 @@ from torch import Tensor, nn
 
 from saezoo.config import ConstantNorm, LayerNorm, SAEConfig, Scale
 from saezoo.errors import FormatError, InputError
-from saezoo.sparse import SparseFeatures, decode_dense, decode_sparse, pack_active, pack_chosen, top_k
+from saezoo.sparse import (
+    SparseFeatures,
+    decode_dense,
+    decode_sparse,
+    pack_active,
+    pack_chosen,
+    top_k,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,16 +31,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MATRICES = ("W_enc_rows", "W_dec", "W_skip")
-"""Tensors that follow the dtype asked for; all others stay float32, because a 16-bit threshold flips features."""
+"""Tensors that follow the dtype asked for; all others stay float32, because a 16-bit threshold
+flips features.
+"""
 
 CHUNK = 2**25
-"""Pre-activations computed at a time when no gradient is wanted: bounds memory at 128 MB float32."""
+"""Pre-activations computed at a time when no gradient is wanted: bounds memory at 128 MB
+float32.
+"""
 
 
 class SAE(nn.Module):
     """A sparse autoencoder or transcoder. Keeps no state between calls.
 
-    Made by `load_sae`; `SAE(cfg)` alone has zero weights. Inputs are `(…, d_in)` of any float dtype on the module's device.
+    Made by `load_sae`; `SAE(cfg)` alone has zero weights. Inputs are `(…, d_in)` of any float dtype
+    on the module's device.
     """
 
     W_enc_rows: Tensor
@@ -50,12 +64,16 @@ class SAE(nn.Module):
         self.cfg = cfg
         self.d_in, self.d_sae, self.d_out = cfg.d_in, cfg.d_sae, cfg.d_out or cfg.d_in
         for name, shape in cfg.tensor_shapes().items():
-            self.register_parameter(name, nn.Parameter(torch.zeros(shape, device=device), requires_grad=False))
+            self.register_parameter(
+                name, nn.Parameter(torch.zeros(shape, device=device), requires_grad=False)
+            )
         self._told = False
         self.eval()
 
     @classmethod
-    def from_pretrained(cls, release: "str | Path", sae_id: str | None = None, **options: Any) -> "SAE":
+    def from_pretrained(
+        cls, release: "str | Path", sae_id: str | None = None, **options: Any
+    ) -> "SAE":
         """`load_sae` under the name that SAELens uses. Returns the SAE alone, not a tuple."""
         from saezoo.load import load_sae
 
@@ -84,7 +102,9 @@ class SAE(nn.Module):
         return self._encode_dense(x)
 
     def encode_sparse(self, x: Tensor) -> SparseFeatures:
-        """Features of activations (…, d_in) as the active ones only, strongest first, none left out."""
+        """Features of activations (…, d_in) as the active ones only, strongest first, none left
+        out.
+        """
         self._check_input(x)
         if self.cfg.architecture in ("topk", "groupmax"):
             return self._encode_chosen(x)
@@ -93,8 +113,9 @@ class SAE(nn.Module):
     def decode(self, features: Tensor | SparseFeatures, x: Tensor | None = None) -> Tensor:
         """Reconstruction (…, d_out) from dense or sparse features.
 
-        An SAE that normalises every token, or has a skip connection, needs the activations `x` for its complete output:
-        without them the reconstruction is in normalised units and without the skip. `forward(x)` is the whole.
+        An SAE that normalises every token, or has a skip connection, needs the activations `x` for
+        its complete output: without them the reconstruction is in normalised units and without the
+        skip. `forward(x)` is the whole.
         """
         self._check_features(features)
         self._contiguous_decoder()
@@ -112,7 +133,9 @@ class SAE(nn.Module):
         return self._complete(out, x).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The complete reconstruction (…, d_out) of (…, d_in): normalisation undone, skip added, in x's dtype."""
+        """The complete reconstruction (…, d_out) of (…, d_in): normalisation undone, skip added, in
+        x's dtype.
+        """
         self._check_input(x)
         if self.cfg.architecture in ("topk", "groupmax"):
             return self.decode(self._encode_chosen(x), x)
@@ -129,7 +152,9 @@ class SAE(nn.Module):
             features = F.relu(pre) if cfg.relu_after else pre
             if cfg.architecture == "jumprelu":
                 features = features * (pre > self.threshold)
-            features = features / norms if cfg.decoder_norm == "rank" and norms is not None else features
+            features = (
+                features / norms if cfg.decoder_norm == "rank" and norms is not None else features
+            )
         return features.to(self.dtype)
 
     def _encode_chosen(self, x: Tensor) -> SparseFeatures:
@@ -142,8 +167,14 @@ class SAE(nn.Module):
             parts = [self._choose(part) for part in flat.split(rows)]
             values, indices = (torch.cat(column) for column in zip(*parts, strict=True))
         shape = (*x.shape[:-1], values.shape[-1])
-        in_order = self.cfg.architecture == "topk" and self.cfg.relu_after and self.cfg.decoder_norm != "rank"
-        return pack_chosen(values.reshape(shape), indices.reshape(shape), self.d_sae, in_order=in_order)
+        in_order = (
+            self.cfg.architecture == "topk"
+            and self.cfg.relu_after
+            and self.cfg.decoder_norm != "rank"
+        )
+        return pack_chosen(
+            values.reshape(shape), indices.reshape(shape), self.d_sae, in_order=in_order
+        )
 
     def _choose(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Values and indices (tokens, k) of the features that are on."""
@@ -206,7 +237,8 @@ class SAE(nn.Module):
         return self.W_dec.to(self.b_dec.dtype).norm(dim=1)
 
     def _contiguous_decoder(self) -> None:
-        # gathering rows of a strided W_dec would copy the whole matrix at each call; so it is copied once, when first needed
+        # gathering rows of a strided W_dec would copy the whole matrix at each call; so it is
+        # copied once, when first needed
         if not self.W_dec.is_contiguous():
             self.W_dec.data = self.W_dec.data.contiguous()
 
@@ -214,38 +246,54 @@ class SAE(nn.Module):
         if not isinstance(x, Tensor):
             raise InputError(f"expected a tensor (…, {self.d_in}), got {type(x).__name__}")
         if not x.is_floating_point():
-            raise InputError(f"expected activations of a float dtype (…, {self.d_in}), got {x.dtype}")
+            raise InputError(
+                f"expected activations of a float dtype (…, {self.d_in}), got {x.dtype}"
+            )
         if x.shape[-1:] != (self.d_in,):
             heads = x.dim() > 1 and x.shape[-1] * x.shape[-2] == self.d_in
             hint = "; these look like (…, heads, d_head): use x.flatten(-2)" if heads else ""
             raise InputError(f"expected activations (…, {self.d_in}), got {tuple(x.shape)}{hint}")
         if x.device != self.device:
-            raise InputError(f"the SAE is on {self.device}, the activations are on {x.device}: move one with .to(…)")
+            raise InputError(
+                f"the SAE is on {self.device}, the activations are on {x.device}: use .to(…)"
+            )
 
     def _check_features(self, features: Tensor | SparseFeatures) -> None:
         sparse = isinstance(features, SparseFeatures)
         if not sparse and not isinstance(features, Tensor):
-            raise InputError(f"expected features as a tensor or SparseFeatures, got {type(features).__name__}")
+            raise InputError(
+                f"expected features as a tensor or SparseFeatures, got {type(features).__name__}"
+            )
         values = features.values if sparse else features
         width = features.d_sae if sparse else (features.shape[-1] if features.dim() else 0)
         if width != self.d_sae:
             raise InputError(f"expected features (…, {self.d_sae}), got {width} of them")
         if not values.is_floating_point():
-            raise InputError(f"expected features of a float dtype (…, {self.d_sae}), got {values.dtype}")
+            raise InputError(
+                f"expected features of a float dtype (…, {self.d_sae}), got {values.dtype}"
+            )
         if values.device != self.device:
-            raise InputError(f"the SAE is on {self.device}, the features are on {values.device}: move one with .to(…)")
+            raise InputError(
+                f"the SAE is on {self.device}, the features are on {values.device}: use .to(…)"
+            )
 
     def _tell_incomplete(self) -> None:
         per_token = isinstance(self.cfg.input_norm, LayerNorm | ConstantNorm)
         if self._told or not (per_token or self.cfg.skip):
             return
         self._told = True
-        lacks = " and ".join(["the normalisation undone"] * per_token + ["the skip connection"] * self.cfg.skip)
-        logger.warning("decode(features) without x lacks %s; decode(features, x) or sae(x) is complete", lacks)
+        lacks = " and ".join(
+            ["the normalisation undone"] * per_token + ["the skip connection"] * self.cfg.skip
+        )
+        logger.warning(
+            "decode(features) without x lacks %s; decode(features, x) or sae(x) is complete", lacks
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SAE":
         """`.to`, `.half`, `.bfloat16` …: thresholds and biases move, but never go below float32."""
-        before = {name: value.data for name, value in self.named_parameters() if name not in MATRICES}
+        before = {
+            name: value.data for name, value in self.named_parameters() if name not in MATRICES
+        }
         super()._apply(fn, recurse)
         for name, value in self.named_parameters():
             if name in before and value.dtype in (torch.float16, torch.bfloat16):
@@ -258,7 +306,9 @@ class SAE(nn.Module):
         site = f", site={cfg.site.module or cfg.site.hook_name}" if cfg.site else ""
         k = f", k={cfg.k}" if cfg.k else ""
         wide = f", d_out={self.d_out}" if self.d_out != self.d_in else ""
-        return f"{cfg.architecture}, d_in={self.d_in}, d_sae={self.d_sae}{wide}{k}, {self.dtype}{site}"
+        return (
+            f"{cfg.architecture}, d_in={self.d_in}, d_sae={self.d_sae}{wide}{k}, {self.dtype}{site}"
+        )
 
 
 def _times(features: Tensor | SparseFeatures, factors: Tensor) -> Tensor | SparseFeatures:
@@ -279,8 +329,9 @@ def build_sae(
 ) -> SAE:
     """The module over these tensors, frozen and in eval mode; nothing is copied that need not be.
 
-    dtype=None keeps the stored dtype, except that 16-bit weights become float32 on a CPU, whose 16-bit products are slow.
-    Raises FormatError when tensors are missing, unknown, of the wrong shape or not floating point.
+    dtype=None keeps the stored dtype, except that 16-bit weights become float32 on a CPU, whose
+    16-bit products are slow. Raises FormatError when tensors are missing, unknown, of the wrong
+    shape or not floating point.
     """
     check_tensors(cfg, tensors, where)
     device = torch.device(device)
@@ -292,7 +343,8 @@ def build_sae(
         dtype = torch.float32 if device.type == "cpu" and stored.itemsize < 4 else stored
     small = torch.promote_types(dtype, torch.float32)
     state = {
-        name: value.to(device=device, dtype=dtype if name in MATRICES else small) for name, value in tensors.items()
+        name: value.to(device=device, dtype=dtype if name in MATRICES else small)
+        for name, value in tensors.items()
     }
     sae = SAE(cfg, device="meta")
     sae.load_state_dict(state, assign=True, strict=True)
@@ -303,9 +355,13 @@ def check_tensors(cfg: SAEConfig, tensors: Mapping[str, Tensor], where: str) -> 
     """Raise FormatError unless the tensors are exactly those the spec requires."""
     shapes = cfg.tensor_shapes()
     if missing := sorted(shapes.keys() - tensors.keys()):
-        raise FormatError(f"{where}: {cfg.architecture} needs {', '.join(missing)}, which the file does not have")
+        raise FormatError(
+            f"{where}: {cfg.architecture} needs {', '.join(missing)}, which the file does not have"
+        )
     if unknown := sorted(tensors.keys() - shapes.keys()):
-        raise FormatError(f"{where}: tensors that {cfg.architecture} does not have: {', '.join(unknown)}")
+        raise FormatError(
+            f"{where}: tensors that {cfg.architecture} does not have: {', '.join(unknown)}"
+        )
     for name, shape in shapes.items():
         if tuple(tensors[name].shape) != shape:
             raise FormatError(f"{where}: {name} is {tuple(tensors[name].shape)}, expected {shape}")

@@ -12,7 +12,8 @@ from saezoo.sae import SAE
 
 
 def save_sae(sae: SAE, folder: str | os.PathLike[str]) -> Path:
-    """Write an SAE as a native folder, atomically; an existing native folder is replaced. Returns the folder.
+    """Write an SAE as a native folder, atomically; an existing native folder is replaced. Returns
+    the folder.
 
     Raises FormatError when `folder` exists and is something else.
     """
@@ -23,7 +24,9 @@ def save_sae(sae: SAE, folder: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def new_folder(folder: Path, format_name: str) -> Iterator[Path]:
-    """A work folder that becomes `folder`, which must not exist, be empty, or hold this format and nothing else."""
+    """A work folder that becomes `folder`, which must not exist, be empty, or hold this format and
+    nothing else.
+    """
     if folder.exists() and not folder.is_dir():
         raise FormatError(f"{folder} is a file: name a folder to write to")
     if folder.is_dir():
@@ -31,6 +34,9 @@ def new_folder(folder: Path, format_name: str) -> Iterator[Path]:
         names = {item.name for item in folder.iterdir()}
         ours = set(form.files) <= names <= set(form.files) | set(form.optional)
         if names and not ours:
-            raise FormatError(f"{folder} exists and is not a {format_name} folder alone: name another, or empty it")
+            raise FormatError(
+                f"{folder} exists and is not a {format_name} folder alone: "
+                "name another, or empty it"
+            )
     with write_folder(folder) as work:
         yield work

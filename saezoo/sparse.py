@@ -1,4 +1,6 @@
-"""Sparse features: how they are chosen, packed, and turned back into dense ones or into a reconstruction."""
+"""Sparse features: how they are chosen, packed, and turned back into dense ones or into a
+reconstruction.
+"""
 
 from dataclasses import dataclass
 
@@ -10,12 +12,16 @@ GROUP = 32
 """Latents a group in the two-level top-k."""
 
 SPARSE_BELOW = 1 / 24
-"""Decode row by row where fewer than this share of features is on; above it a dense product is faster (measured on CPU)."""
+"""Decode row by row where fewer than this share of features is on; above it a dense product is
+faster (measured on CPU).
+"""
 
 
 @dataclass(frozen=True)
 class SparseFeatures:
-    """Active features of each token, strongest (by magnitude) first; unused slots hold value 0 and index 0, and come last."""
+    """Active features of each token, strongest (by magnitude) first; unused slots hold value 0 and
+    index 0, and come last.
+    """
 
     values: Tensor
     """(…, k_max)"""
@@ -39,9 +45,11 @@ class SparseFeatures:
 
 
 def top_k(keys: Tensor, k: int) -> Tensor:
-    """Indices (…, k) of the k largest keys of (…, n), largest first. Exact; among equal keys any may be chosen.
+    """Indices (…, k) of the k largest keys of (…, n), largest first. Exact; among equal keys any
+    may be chosen.
 
-    The k groups with the largest maxima hold all of the k largest elements, so most of the row is read once.
+    The k groups with the largest maxima hold all of the k largest elements, so most of the row is
+    read once.
     """
     n = keys.shape[-1]
     if keys.device.type != "cpu" or n % GROUP or n // GROUP < 4 * k:
@@ -53,7 +61,9 @@ def top_k(keys: Tensor, k: int) -> Tensor:
     return groups.gather(-1, best // GROUP) * GROUP + best % GROUP
 
 
-def pack_chosen(values: Tensor, indices: Tensor, d_sae: int, *, in_order: bool = False) -> SparseFeatures:
+def pack_chosen(
+    values: Tensor, indices: Tensor, d_sae: int, *, in_order: bool = False
+) -> SparseFeatures:
     """SparseFeatures from k chosen (values, indices), both (…, k), of which some values may be 0.
 
     in_order: the values are known to be non-negative and descending already.
@@ -85,10 +95,14 @@ def pack_active(dense: Tensor) -> SparseFeatures:
 
 
 def decode_sparse(features: SparseFeatures, W_dec: Tensor) -> Tensor:
-    """Sum the chosen decoder rows: out[…] = sum_k values[…, k] * W_dec[indices[…, k]]. W_dec (d_sae, d_out); (…, d_out)."""
+    """Sum the chosen decoder rows: out[…] = sum_k values[…, k] * W_dec[indices[…, k]]. W_dec
+    (d_sae, d_out); (…, d_out).
+    """
     k_max = features.values.shape[-1]
     if k_max == 0:
-        return features.values.new_zeros(*features.values.shape[:-1], W_dec.shape[1], dtype=W_dec.dtype)
+        return features.values.new_zeros(
+            *features.values.shape[:-1], W_dec.shape[1], dtype=W_dec.dtype
+        )
     if k_max >= features.d_sae * SPARSE_BELOW:
         return features.to_dense().to(W_dec.dtype) @ W_dec
     flat = F.embedding_bag(
@@ -101,7 +115,9 @@ def decode_sparse(features: SparseFeatures, W_dec: Tensor) -> Tensor:
 
 
 def decode_dense(features: Tensor, W_dec: Tensor) -> Tensor:
-    """features (…, d_sae) @ W_dec (d_sae, d_out), reading only the rows in use where those are few."""
+    """features (…, d_sae) @ W_dec (d_sae, d_out), reading only the rows in use where those are
+    few.
+    """
     features = features.to(W_dec.dtype)
     flat = features.reshape(-1, features.shape[-1])
     if int(flat.count_nonzero()) >= flat.numel() * SPARSE_BELOW or not flat.numel():
@@ -109,6 +125,10 @@ def decode_dense(features: Tensor, W_dec: Tensor) -> Tensor:
     rows, columns = flat.nonzero(as_tuple=True)
     counts = torch.bincount(rows, minlength=flat.shape[0])
     out = F.embedding_bag(
-        columns, W_dec, counts.cumsum(0) - counts, mode="sum", per_sample_weights=flat[rows, columns]
+        columns,
+        W_dec,
+        counts.cumsum(0) - counts,
+        mode="sum",
+        per_sample_weights=flat[rows, columns],
     )
     return out.reshape(*features.shape[:-1], W_dec.shape[1])

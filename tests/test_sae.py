@@ -1,4 +1,6 @@
-"""The module: each architecture computes its formula, for any shape, device and dtype, and says what it cannot take."""
+"""The module: each architecture computes its formula, for any shape, device and dtype, and says
+what it cannot take.
+"""
 
 import copy
 
@@ -20,7 +22,8 @@ def tiny(seed: int = 0, dtype: torch.dtype | None = torch.float64, **spec: objec
     cfg = SAEConfig.from_json({"d_in": D_IN, "d_sae": D_SAE} | spec)
     generator = torch.Generator().manual_seed(seed)
     tensors = {
-        name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in cfg.tensor_shapes().items()
+        name: torch.randn(shape, generator=generator, dtype=torch.float64)
+        for name, shape in cfg.tensor_shapes().items()
     }
     return build_sae(cfg, tensors, dtype=dtype)
 
@@ -80,7 +83,9 @@ def groupmax(sae: SAE, z: Tensor) -> Tensor:
     out = torch.zeros_like(a)
     for row in range(a.shape[0]):
         for group in range(K):
-            best = max(range(group * size, (group + 1) * size), key=lambda i: float(a.detach()[row, i]))
+            best = max(
+                range(group * size, (group + 1) * size), key=lambda i: float(a.detach()[row, i])
+            )
             out[row, best] = a[row, best]
     return out
 
@@ -104,7 +109,9 @@ each_case = pytest.mark.parametrize(("formula", "spec"), CASES.values(), ids=CAS
 @pytest.mark.parametrize("seed", range(3))
 def test_each_architecture_computes_its_formula(formula, spec, subtract, seed):
     sae = tiny(seed, subtract_b_dec=subtract, **spec)
-    x = torch.randn(40, D_IN, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 100))
+    x = torch.randn(
+        40, D_IN, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 100)
+    )
     expected = formula(sae, x - sae.b_dec if subtract else x)
     assert close(sae.encode(x), expected)
     assert close(sae.encode_sparse(x).to_dense(), expected)
@@ -115,7 +122,9 @@ def test_each_architecture_computes_its_formula(formula, spec, subtract, seed):
 
 @each_case
 @pytest.mark.parametrize("lead", [(), (1,), (5,), (2, 3), (2, 1, 4), (0,), (2, 0)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str
+)
 def test_any_leading_shape_and_float_dtype_gives_that_shape_and_dtype(formula, spec, lead, dtype):
     sae = tiny(dtype=torch.float32, **spec)
     x = torch.randn(*lead, D_IN).to(dtype)
@@ -138,7 +147,9 @@ def test_sparse_features_are_every_active_one_strongest_first(formula, spec):
     for row in range(50):
         used = int(features.counts[row])
         assert used == int((expected[row] != 0).sum())
-        assert set(features.indices[row, :used].tolist()) == set(expected[row].nonzero().flatten().tolist())
+        assert set(features.indices[row, :used].tolist()) == set(
+            expected[row].nonzero().flatten().tolist()
+        )
         magnitudes = features.values[row].abs()
         assert (magnitudes.diff() <= 0).all()
         assert not features.values[row, used:].any()
@@ -148,8 +159,16 @@ def test_sparse_features_are_every_active_one_strongest_first(formula, spec):
 @pytest.mark.parametrize(
     ("norm", "inward"),
     [
-        (LayerNorm(eps=1e-2, ddof=1), lambda x: (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-2)),
-        (LayerNorm(eps=0.5, ddof=0), lambda x: (x - x.mean(-1, keepdim=True)) / (x.std(-1, correction=0, keepdim=True) + 0.5)),
+        (
+            LayerNorm(eps=1e-2, ddof=1),
+            lambda x: (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-2),
+        ),
+        (
+            LayerNorm(eps=0.5, ddof=0),
+            lambda x: (
+                (x - x.mean(-1, keepdim=True)) / (x.std(-1, correction=0, keepdim=True) + 0.5)
+            ),
+        ),
         (ConstantNorm(), lambda x: x * (D_IN**0.5) / x.norm(dim=-1, keepdim=True)),
         (Scale(factor=0.3), lambda x: x * 0.3),
     ],
@@ -223,7 +242,11 @@ def test_thresholds_and_biases_stay_float32_in_a_16_bit_module():
         assert changed.W_enc_rows.dtype in (torch.float16, torch.bfloat16)
         assert changed.b_enc.dtype == changed.b_dec.dtype == torch.float32
         assert torch.equal(changed.threshold, threshold)
-    built = build_sae(sae.cfg, {name: value.bfloat16() for name, value in sae.named_parameters()}, dtype=torch.bfloat16)
+    built = build_sae(
+        sae.cfg,
+        {name: value.bfloat16() for name, value in sae.named_parameters()},
+        dtype=torch.bfloat16,
+    )
     assert built.dtype == torch.bfloat16
     assert built.threshold.dtype == torch.float32
 
@@ -256,7 +279,11 @@ def test_wrong_input_is_refused_with_what_was_expected(x, said):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("features", [torch.zeros(3, 23), torch.zeros(3, 24, dtype=torch.int64), [0.0] * 24], ids=["width", "int", "list"])
+@pytest.mark.parametrize(
+    "features",
+    [torch.zeros(3, 23), torch.zeros(3, 24, dtype=torch.int64), [0.0] * 24],
+    ids=["width", "int", "list"],
+)
 def test_wrong_features_are_refused(features):
     with pytest.raises(InputError):
         tiny(architecture="relu", dtype=torch.float32).decode(features)
@@ -318,7 +345,9 @@ def test_top_k_finds_the_k_largest_however_they_lie(n, k):
 @pytest.mark.parametrize("density", [0.0, 0.002, 0.03, 0.5, 1.0])
 def test_sparse_and_dense_decoding_agree_whichever_way_is_taken(density):
     generator = torch.Generator().manual_seed(1)
-    dense = torch.randn(9, 960, generator=generator) * (torch.rand(9, 960, generator=generator) < density)
+    dense = torch.randn(9, 960, generator=generator) * (
+        torch.rand(9, 960, generator=generator) < density
+    )
     W_dec = torch.randn(960, 7, generator=generator)
     expected = dense @ W_dec
     packed = pack_active(dense)
@@ -328,5 +357,7 @@ def test_sparse_and_dense_decoding_agree_whichever_way_is_taken(density):
 
 
 def test_unused_slots_never_overwrite_feature_zero():
-    features = SparseFeatures(torch.tensor([[2.0, 0.0, 0.0]]), torch.zeros(1, 3, dtype=torch.int64), torch.tensor([1]), 4)
+    features = SparseFeatures(
+        torch.tensor([[2.0, 0.0, 0.0]]), torch.zeros(1, 3, dtype=torch.int64), torch.tensor([1]), 4
+    )
     assert features.to_dense().tolist() == [[2.0, 0.0, 0.0, 0.0]]

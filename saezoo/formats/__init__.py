@@ -3,8 +3,10 @@
 Each format is a module of this package with
     read(path: Path, entry: Entry | None) -> Weights     the canonical form of the files at `path`
 and, where it can be written,
-    write(cfg: SAEConfig, tensors: dict[str, Tensor], folder: Path) -> None     raises CannotConvert with the reason
-    origin_output(folder: Path, x: Tensor) -> Tensor     the authors' own formula on the written files, for the proof
+    write(cfg: SAEConfig, tensors: dict[str, Tensor], folder: Path) -> None     raises CannotConvert
+                                                                                with the reason
+    origin_output(folder: Path, x: Tensor) -> Tensor     the authors' own formula on the written
+                                                         files, for the proof
 This file imports none of them, nor torch: a table is cheap to look at.
 """
 
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Weights:
-    """What a reader returns: the spec, and the tensors it requires under their canonical names and shapes."""
+    """What a reader returns: the spec, and the tensors it requires under their canonical names and
+    shapes.
+    """
 
     cfg: "SAEConfig"
     tensors: dict[str, "Tensor"]
@@ -58,20 +62,27 @@ FORMATS: dict[str, Format] = {
     "openai": Format("OpenAI sparse_autoencoder (gpt2-small)", suffixes=(".pt",)),
     "sparsify": Format("EleutherAI sparsify", files=("cfg.json", "sae.safetensors"), writable=True),
     "dictionary_learning": Format(
-        "saprmarks dictionary_learning", files=("ae.pt",), optional=("config.json",), suffixes=("ae.pt",)
+        "saprmarks dictionary_learning",
+        files=("ae.pt",),
+        optional=("config.json",),
+        suffixes=("ae.pt",),
     ),
 }
 
 
 def format_module(name: str) -> ModuleType:
-    """The module that reads (and perhaps writes) a format. Raises FormatError for a name not in FORMATS."""
+    """The module that reads (and perhaps writes) a format. Raises FormatError for a name not in
+    FORMATS.
+    """
     if name not in FORMATS:
         raise FormatError(f"no format {name!r}. There are: {', '.join(FORMATS)}")
     return importlib.import_module(f"saezoo.formats.{name}")
 
 
 def match_names(names: list[str] | set[str]) -> list[str]:
-    """Formats whose required files are all among these file names of a folder, the most specific first."""
+    """Formats whose required files are all among these file names of a folder, the most specific
+    first.
+    """
     found = [key for key, form in FORMATS.items() if form.files and set(form.files) <= set(names)]
     return sorted(found, key=lambda key: (-len(FORMATS[key].files), list(FORMATS).index(key)))
 
@@ -87,18 +98,28 @@ def match_file(name: str) -> list[str]:
 
 
 def detect(path: Path) -> str:
-    """The format of a local folder or file, decided by the files. Raises FormatError that says what was looked for."""
+    """The format of a local folder or file, decided by the files. Raises FormatError that says what
+    was looked for.
+    """
     path = Path(path)
     if not path.exists():
         raise MissingFile(f"{path}: no such file or folder")
     if path.is_file():
         found = match_file(path.name)
-        expected = ", ".join(f"*{suffix} ({key})" for key, form in FORMATS.items() for suffix in form.suffixes)
+        expected = ", ".join(
+            f"*{suffix} ({key})" for key, form in FORMATS.items() for suffix in form.suffixes
+        )
     else:
-        found = [key for key in match_names({item.name for item in path.iterdir()}) if _marked(path, key)]
-        expected = ", ".join(f"{' + '.join(form.files)} ({key})" for key, form in FORMATS.items() if form.files)
+        found = [
+            key for key in match_names({item.name for item in path.iterdir()}) if _marked(path, key)
+        ]
+        expected = ", ".join(
+            f"{' + '.join(form.files)} ({key})" for key, form in FORMATS.items() if form.files
+        )
     if not found:
-        raise FormatError(f"{path}: no known format. Looked for {expected}. Give format=… (--from) if you know it")
+        raise FormatError(
+            f"{path}: no known format. Looked for {expected}. Give format=… (--from) if you know it"
+        )
     return found[0]
 
 

@@ -1,7 +1,8 @@
-"""Open files that strangers wrote: safetensors, pickles without code, JSON and YAML, all of bounded size.
+"""Open files that strangers wrote: safetensors, pickles without code, JSON and YAML, all of bounded
+size.
 
-Nothing here runs what a file says. A file that claims more than it holds, or more than anyone expects, is refused
-before memory is spent on it.
+Nothing here runs what a file says. A file that claims more than it holds, or more than anyone
+expects, is refused before memory is spent on it.
 """
 
 import json
@@ -18,7 +19,9 @@ from torch import Tensor
 from saezoo.errors import FormatError, MissingFile, NotFinite, UnsafeFile
 
 MAX_BYTES = 64 * 2**30
-"""The most that tensors may take where neither a config nor the registry says how large they are."""
+"""The most that tensors may take where neither a config nor the registry says how large they
+are.
+"""
 
 MAX_TEXT = 4 * 2**20
 """The largest JSON or YAML config."""
@@ -36,22 +39,35 @@ def read_safetensors(path: Path, *, limit: int = MAX_BYTES) -> dict[str, Tensor]
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
-        raise FormatError(f"{path}: not a whole safetensors file ({_first_line(error)}); download it again") from None
+        raise FormatError(
+            f"{path}: not a whole safetensors file ({_first_line(error)}); download it again"
+        ) from None
 
 
 def read_pickle(path: Path, *, limit: int = MAX_BYTES) -> Any:
     """A torch checkpoint, by `weights_only=True`: tensors and plain values, never code.
 
-    Raises UnsafeFile when the pickle names anything else, when a tensor claims more elements than its storage holds, or
-    when the archive unpacks to far more than it is.
+    Raises UnsafeFile when the pickle names anything else, when a tensor claims more elements than
+    its storage holds, or when the archive unpacks to far more than it is.
     """
     need_file(path)
     _check_archive(path, limit)
     try:
         value = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
-        raise UnsafeFile(f"{path}: this pickle wants more than tensors, so it was not read ({_cause(error)})") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, OSError) as error:
+        raise UnsafeFile(
+            f"{path}: this pickle wants more than tensors, so it was not read ({_cause(error)})"
+        ) from None
+    except (
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        OSError,
+    ) as error:
         raise FormatError(f"{path}: not a whole torch checkpoint ({_first_line(error)})") from None
     except (AssertionError, MemoryError, OverflowError, zipfile.BadZipFile, UnicodeError) as error:
         raise FormatError(f"{path}: not a whole torch checkpoint ({_first_line(error)})") from None
@@ -74,9 +90,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def take(raw: dict[str, Tensor], key: str, where: Path, *, dims: int | None = None) -> Tensor:
-    """Remove and return a tensor that the format requires. Raises FormatError when it is missing or has other dims."""
+    """Remove and return a tensor that the format requires. Raises FormatError when it is missing or
+    has other dims.
+    """
     if key not in raw:
-        raise FormatError(f"{where}: has no tensor {key!r}. It has: {', '.join(sorted(map(str, raw))) or 'none'}")
+        raise FormatError(
+            f"{where}: has no tensor {key!r}. It has: {', '.join(sorted(map(str, raw))) or 'none'}"
+        )
     value = raw.pop(key)
     if not isinstance(value, Tensor):
         raise FormatError(f"{where}: {key} is {type(value).__name__}, expected a tensor")
@@ -88,16 +108,21 @@ def take(raw: dict[str, Tensor], key: str, where: Path, *, dims: int | None = No
 def refuse_rest(raw: Mapping[str, object], where: Path, title: str) -> None:
     """Raise FormatError if tensors are left that the format does not have."""
     if raw:
-        raise FormatError(f"{where}: tensors that {title} does not have: {', '.join(sorted(map(str, raw)))}")
+        raise FormatError(
+            f"{where}: tensors that {title} does not have: {', '.join(sorted(map(str, raw)))}"
+        )
 
 
 def refuse_not_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """Raise NotFinite if any tensor holds NaN or infinity. Reads every weight."""
     for name, value in tensors.items():
-        # the sum of finite values is finite unless it overflows; so the costly look is rarely needed
+        # the sum of finite values is finite unless it overflows; so the costly look is rarely
+        # needed
         if not torch.isfinite(value.detach().float().sum()) and not torch.isfinite(value).all():
             bad = int((~torch.isfinite(value)).sum())
-            raise NotFinite(f"{where}: {name} has {bad:,} values that are NaN or infinite, of {value.numel():,}")
+            raise NotFinite(
+                f"{where}: {name} has {bad:,} values that are NaN or infinite, of {value.numel():,}"
+            )
 
 
 def need_file(path: Path) -> None:
@@ -126,8 +151,10 @@ def _check_archive(path: Path, limit: int) -> None:
     if total > limit:
         raise UnsafeFile(f"{path}: unpacks to {total:,} bytes, more than the {limit:,} expected")
     for member in members:
-        if member.file_size > BIG_ARRAY and member.file_size > MAX_DEFLATION * max(member.compress_size, 1):
-            raise UnsafeFile(f"{path}: {member.filename} deflates {member.file_size // max(member.compress_size, 1)} times")
+        if member.file_size > BIG_ARRAY and member.file_size > MAX_DEFLATION * max(
+            member.compress_size, 1
+        ):
+            raise UnsafeFile(f"{path}: {member.filename} deflates more than {MAX_DEFLATION} times")
 
 
 def _check_storages(path: Path, value: object, limit: int) -> None:
@@ -142,12 +169,16 @@ def _check_storages(path: Path, value: object, limit: int) -> None:
         elif isinstance(item, Tensor):
             held = item.untyped_storage().nbytes()
             if item.layout != torch.strided or item.numel() * item.element_size() > held:
-                raise UnsafeFile(f"{path}: a tensor claims {item.numel():,} elements, its storage holds fewer")
+                raise UnsafeFile(
+                    f"{path}: a tensor claims {item.numel():,} elements, its storage holds fewer"
+                )
             if item.untyped_storage().data_ptr() not in seen:
                 seen.add(item.untyped_storage().data_ptr())
                 total += held
     if total > limit:
-        raise UnsafeFile(f"{path}: its tensors take {total:,} bytes, more than the {limit:,} expected")
+        raise UnsafeFile(
+            f"{path}: its tensors take {total:,} bytes, more than the {limit:,} expected"
+        )
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,6 @@
-"""saezoo's own folder: config.json (the spec) and sae.safetensors (the canonical tensors), read and written."""
+"""saezoo's own folder: config.json (the spec) and sae.safetensors (the canonical tensors), read and
+written.
+"""
 
 import json
 from pathlib import Path
@@ -17,7 +19,9 @@ CONFIG, WEIGHTS = "config.json", "sae.safetensors"
 
 
 def read(path: Path, _entry: Entry | None) -> Weights:
-    """Read a native folder. Raises ConfigError for a spec that is wrong, FormatError for files that are."""
+    """Read a native folder. Raises ConfigError for a spec that is wrong, FormatError for files that
+    are.
+    """
     cfg = read_config(path)
     # the spec says how large the file may be: the widest dtype, and a megabyte for the header
     need = sum(8 * rows * _product(rest) for rows, *rest in cfg.tensor_shapes().values())
@@ -25,7 +29,9 @@ def read(path: Path, _entry: Entry | None) -> Weights:
 
 
 def read_config(path: Path) -> SAEConfig:
-    """The spec in a native folder. Raises FormatError when it is of a newer version than this saezoo knows."""
+    """The spec in a native folder. Raises FormatError when it is of a newer version than this
+    saezoo knows.
+    """
     where = path / CONFIG
     data = read_json(where)
     version = data.pop("saezoo_format", None)
@@ -34,13 +40,19 @@ def read_config(path: Path) -> SAEConfig:
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise FormatError(f"{where}: saezoo_format is {version!r}, expected {VERSION}")
     if version > VERSION:
-        raise FormatError(f"{where}: saezoo_format {version} is newer than this saezoo reads ({VERSION}): upgrade saezoo")
+        raise FormatError(
+            f"{where}: saezoo_format {version} is newer than the {VERSION} that this saezoo reads: "
+            "upgrade saezoo"
+        )
     return SAEConfig.from_json(data, where=str(where))
 
 
 def write(cfg: SAEConfig, tensors: dict[str, Tensor], folder: Path) -> None:
     """Write config.json and sae.safetensors into an existing folder; tensors keep their dtypes."""
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, folder / WEIGHTS)
+    save_file(
+        {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
+        folder / WEIGHTS,
+    )
     write_config(cfg, folder)
 
 

@@ -1,4 +1,6 @@
-"""`python -m saezoo_train RECIPE --text FILE --work FOLDER --out FOLDER`: harvest, train, measure, write."""
+"""`python -m saezoo_train RECIPE --text FILE --work FOLDER --out FOLDER`: harvest, train, measure,
+write.
+"""
 
 import json
 import sys
@@ -15,14 +17,31 @@ from saezoo_train.config import Recipe, read_recipe
 @click.command()
 @click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("changes", nargs=-1)
-@click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, help="JSONL with a `text` a line, or .jsonl.xz.")
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="Where activations are kept; used again if whole.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The native folder to write.")
-@click.option("--documents", default=240, show_default=True, help="Held-out documents to measure on.")
-def main(recipe: Path, changes: tuple[str, ...], text: Path, work: Path, out: Path, documents: int) -> None:
+@click.option(
+    "--text",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="JSONL with a `text` a line, or .jsonl.xz.",
+)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Where activations are kept; used again if whole.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="The native folder to write."
+)
+@click.option(
+    "--documents", default=240, show_default=True, help="Held-out documents to measure on."
+)
+def main(
+    recipe: Path, changes: tuple[str, ...], text: Path, work: Path, out: Path, documents: int
+) -> None:
     """Train a TopK SAE from a RECIPE. CHANGES are key=value, such as optimiser.lr=5e-4.
 
-    Example: python -m saezoo_train recipes/smollm2-135m-instruct-layer-15.yaml --text docs.jsonl --work acts --out my-sae
+    Example: python -m saezoo_train recipes/smollm2-135m-instruct-layer-15.yaml --text docs.jsonl
+    --work acts --out my-sae
     """
     try:
         chosen = read_recipe(recipe, dict(_change(item) for item in changes))
@@ -32,7 +51,9 @@ def main(recipe: Path, changes: tuple[str, ...], text: Path, work: Path, out: Pa
 
 
 def run(recipe: Recipe, text: Path, work: Path, out: Path, documents: int) -> None:
-    """The whole way. Every step says what it does on stderr; training rows go to OUT's neighbour as JSON lines."""
+    """The whole way. Every step says what it does on stderr; training rows go to OUT's neighbour as
+    JSON lines.
+    """
     from saezoo.host import load_host
     from saezoo_train.activations import harvest, held_out, read_documents
     from saezoo_train.finish import write_result
@@ -46,12 +67,28 @@ def run(recipe: Recipe, text: Path, work: Path, out: Path, documents: int) -> No
         (unseen if held_out(document, recipe.data.held_out_one_in) else kept).append(document)
     if not (work / "index.json").is_file():
         say(f"harvesting {recipe.data.tokens:,} activations from {len(kept):,} documents")
-        harvest(host.model, host.tokenizer, kept, recipe.site, recipe.tokens, work, max_tokens=recipe.data.tokens, say=say)
+        harvest(
+            host.model,
+            host.tokenizer,
+            kept,
+            recipe.site,
+            recipe.tokens,
+            work,
+            max_tokens=recipe.data.tokens,
+            say=say,
+        )
     with out.with_name(out.name + ".log.jsonl").open("w") as file:
         trained, moments = train(recipe, work, log=lambda row: log_row(row, file))
     say(f"measuring on {min(documents, len(unseen))} held-out documents")
     metrics = write_result(
-        recipe, trained, moments, work, host.model, host.tokenizer, unseen[:documents], out,
+        recipe,
+        trained,
+        moments,
+        work,
+        host.model,
+        host.tokenizer,
+        unseen[:documents],
+        out,
         progress=lambda done: say(f"{done} contexts") if done % 40 == 0 else None,
     )
     say(f"{out}: FVU {metrics.fvu:.4f}, loss recovered {metrics.loss_recovered:.4f}")
@@ -61,7 +98,10 @@ def log_row(row: dict[str, float], file: Any) -> None:
     """One row of training numbers: to the log whole, to a person short."""
     file.write(json.dumps(row) + "\n")
     file.flush()
-    say(f"{row['tokens']:>12,} tokens  FVU {row['fvu']:.4f}  dead {row['dead']:.1%}  {row['seconds']:.0f} s")
+    say(
+        f"{row['tokens']:>12,} tokens  FVU {row['fvu']:.4f}  dead {row['dead']:.1%}"
+        f"  {row['seconds']:.0f} s"
+    )
 
 
 def say(line: str) -> None:

@@ -1,7 +1,8 @@
 """Harvest: run the host over documents once and keep its activations as shards on disk.
 
-A shard is `shard-00007.npy`, (tokens, d) float16; `index.json` says what is whole. Documents are taken breadth-first
-(one context of every document, then a second …), so that a harvest stopped early has still seen all of them.
+A shard is `shard-00007.npy`, (tokens, d) float16; `index.json` says what is whole. Documents are
+taken breadth-first (one context of every document, then a second …), so that a harvest stopped
+early has still seen all of them.
 """
 
 import hashlib
@@ -34,7 +35,9 @@ def read_documents(path: Path) -> Iterator[str]:
 
 
 def held_out(text: str, one_in: int = 20) -> bool:
-    """Whether a document is for measuring only. Decided by its content, so that copies of it go the same way."""
+    """Whether a document is for measuring only. Decided by its content, so that copies of it go the
+    same way.
+    """
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % one_in == 0
 
 
@@ -43,7 +46,8 @@ def breadth_first(
 ) -> Iterator[tuple[int, list[int]]]:
     """Contexts in a random order that takes one of every document before a second of any.
 
-    Neighbours in the stream have like lengths (sorted within blocks), so that little padding is computed.
+    Neighbours in the stream have like lengths (sorted within blocks), so that little padding is
+    computed.
     """
     shuffle = random.Random(seed).shuffle
     by_document: dict[int, list[list[int]]] = {}
@@ -71,7 +75,9 @@ def harvest(
     batch_size: int = 8,
     say: Callable[[str], None] = lambda _line: None,
 ) -> None:
-    """Write up to `max_tokens` activations at `site` as shards under `out`. Stopped early, whole shards remain."""
+    """Write up to `max_tokens` activations at `site` as shards under `out`. Stopped early, whole
+    shards remain.
+    """
     length = rule.context or 256
     dropped, written, pending, shards = Dropped(), 0, [], 0
     started = time.monotonic()
@@ -86,7 +92,9 @@ def harvest(
             np.save(file, block)
         shards, written, pending = shards + 1, written + len(block), []
         with write_file(out / "index.json") as work:
-            work.write_text(json.dumps({"shards": shards, "tokens": written, "dropped": asdict(dropped)}))
+            work.write_text(
+                json.dumps({"shards": shards, "tokens": written, "dropped": asdict(dropped)})
+            )
         say(f"{written:,} tokens in {time.monotonic() - started:.0f} s")
         if written >= max_tokens:
             return

@@ -44,7 +44,9 @@ class TopK(Spec):
     """Features on per token at the start; falls linearly to k. None: k throughout."""
     k_steps: int = Field(default=0, ge=0)
     auxk: PositiveInt = 256
-    """How many dead features try to explain what is left (section 2.3 of the paper: about d_in / 2)."""
+    """How many dead features try to explain what is left (section 2.3 of the paper: about d_in /
+    2).
+    """
     auxk_coefficient: float = Field(default=1 / 32, ge=0)
     dead_after_tokens: PositiveInt = 200_000
     """A feature that has not fired in this many tokens is dead."""
@@ -61,7 +63,9 @@ class Recipe(Spec):
 
     name: str
     site: Site
-    tokens: TokenRule = TokenRule(prepend_bos=False, context=256, skip_first=1, skip_special=True, max_norm_factor=3.0)
+    tokens: TokenRule = TokenRule(
+        prepend_bos=False, context=256, skip_first=1, skip_special=True, max_norm_factor=3.0
+    )
     data: Data
     sae: TopK = TopK()
     optimiser: Optimiser = Optimiser()
@@ -73,7 +77,9 @@ class Recipe(Spec):
 
 
 def read_recipe(path: Path, changes: dict[str, Any] | None = None) -> Recipe:
-    """Read a recipe; `changes` maps dotted keys to new values. Raises ConfigError naming file and key."""
+    """Read a recipe; `changes` maps dotted keys to new values. Raises ConfigError naming file and
+    key.
+    """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:

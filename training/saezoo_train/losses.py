@@ -12,12 +12,20 @@ def reconstruction_loss(x_BD: Tensor, out_BD: Tensor, variance: float) -> Tensor
 
 
 def auxk_loss(
-    x_BD: Tensor, out_BD: Tensor, W_enc_MD: Tensor, b_enc_M: Tensor, W_dec_MD: Tensor, b_dec_D: Tensor, dead: Tensor, k: int
+    x_BD: Tensor,
+    out_BD: Tensor,
+    W_enc_MD: Tensor,
+    b_enc_M: Tensor,
+    W_dec_MD: Tensor,
+    b_dec_D: Tensor,
+    dead: Tensor,
+    k: int,
 ) -> Tensor:
-    """How badly the k strongest dead latents explain what the live ones leave, about its own variance. Scalar.
+    """How badly the k strongest dead latents explain what the live ones leave, about its own
+    variance. Scalar.
 
-    Gao et al. 2024, appendix A.2: ‖e - e_hat‖² / ‖e - mean(e)‖² with e = x - x_hat, held fixed. The gradient reaches the
-    encoder of the dead latents too. dead: indices (M_dead,).
+    Gao et al. 2024, appendix A.2: ‖e - e_hat‖² / ‖e - mean(e)‖² with e = x - x_hat, held fixed. The
+    gradient reaches the encoder of the dead latents too. dead: indices (M_dead,).
     """
     error_BD = (x_BD - out_BD).detach()
     pre = F.linear(x_BD - b_dec_D.detach(), W_enc_MD[dead], b_enc_M[dead])

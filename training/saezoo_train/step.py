@@ -1,7 +1,8 @@
 """One sparse step of a TopK SAE in plain torch ops: the reference for faster ones.
 
-Shapes: B batch, D d_in, M d_sae, K active latents. Only the encoder's forward product is dense; everything else touches
-the K rows that are on. No gradient of shape (B, M) is made, and no sum depends on timing: runs repeat bitwise.
+Shapes: B batch, D d_in, M d_sae, K active latents. Only the encoder's forward product is dense;
+everything else touches the K rows that are on. No gradient of shape (B, M) is made, and no sum
+depends on timing: runs repeat bitwise.
 """
 
 import torch
@@ -12,13 +13,23 @@ from saezoo.sparse import top_k
 
 
 class TopKReconstruct(torch.autograd.Function):
-    """x_hat = sum_k v_k W_dec[i_k] + b_dec, with (v, i) the K largest of W_enc (x - b_dec) + b_enc, after ReLU.
+    """x_hat = sum_k v_k W_dec[i_k] + b_dec, with (v, i) the K largest of W_enc (x - b_dec) + b_enc,
+    after ReLU.
 
-    Returns (x_hat (B, D), v (B, K), i (B, K)); only x_hat is differentiable, with respect to all four parameters.
+    Returns (x_hat (B, D), v (B, K), i (B, K)); only x_hat is differentiable, with respect to all
+    four parameters.
     """
 
     @staticmethod
-    def forward(ctx, x_BD: Tensor, W_enc_MD: Tensor, b_enc_M: Tensor, W_dec_MD: Tensor, b_dec_D: Tensor, k: int):  # type: ignore[no-untyped-def] # noqa: ANN205
+    def forward(
+        ctx,
+        x_BD: Tensor,
+        W_enc_MD: Tensor,
+        b_enc_M: Tensor,
+        W_dec_MD: Tensor,
+        b_dec_D: Tensor,
+        k: int,
+    ):  # type: ignore[no-untyped-def] # noqa: ANN205
         centred_BD = x_BD - b_dec_D
         pre_BM = F.linear(centred_BD, W_enc_MD, b_enc_M)
         idx_BK = top_k(pre_BM, k)
@@ -42,16 +53,23 @@ class TopKReconstruct(torch.autograd.Function):
             token, grad_BD, offsets_M, mode="sum", per_sample_weights=acts_BK.flatten()[order]
         )
         grad_W_enc = F.embedding_bag(
-            token, centred_BD, offsets_M, mode="sum", per_sample_weights=grad_acts_BK.flatten()[order]
+            token,
+            centred_BD,
+            offsets_M,
+            mode="sum",
+            per_sample_weights=grad_acts_BK.flatten()[order],
         )
         grad_b_enc = torch.zeros(d_sae).index_add_(0, idx_BK.flatten(), grad_acts_BK.flatten())
-        # b_dec is subtracted before the encoder: summed over the batch first, that path is one mat-vec
+        # b_dec is subtracted before the encoder: summed over the batch first, that path is one mat-
+        # vec
         grad_b_dec = grad_BD.sum(0) - grad_b_enc @ W_enc_MD
         return None, grad_W_enc, grad_b_enc, grad_W_dec, grad_b_dec, None
 
 
 def sampled_products(g_BD: Tensor, W_MD: Tensor, idx_BK: Tensor, rows: int = 64) -> Tensor:
-    """out[b, k] = g[b] . W[idx[b, k]], some tokens at a time to stay within the processor's cache."""
+    """out[b, k] = g[b] . W[idx[b, k]], some tokens at a time to stay within the processor's
+    cache.
+    """
     parts = [
         torch.bmm(W_MD[index.flatten()].view(*index.shape, -1), g.unsqueeze(-1)).squeeze(-1)
         for g, index in zip(g_BD.split(rows), idx_BK.split(rows), strict=True)
@@ -61,7 +79,9 @@ def sampled_products(g_BD: Tensor, W_MD: Tensor, idx_BK: Tensor, rows: int = 64)
 
 @torch.no_grad()
 def remove_parallel_gradient(W_dec_MD: Tensor, grad_MD: Tensor) -> None:
-    """Take out of the gradient of unit rows, in place, the part that would only change their length."""
+    """Take out of the gradient of unit rows, in place, the part that would only change their
+    length.
+    """
     along = (grad_MD * W_dec_MD).sum(-1, keepdim=True)
     grad_MD.addcmul_(along, W_dec_MD, value=-1)
 

@@ -16,7 +16,9 @@ from saezoo_train.losses import auxk_loss, reconstruction_loss
 from saezoo_train.step import normalise_rows, remove_parallel_gradient
 
 POOL = 12
-"""Shards that are shuffled together: bounds memory, and mixes more contexts than a batch has tokens."""
+"""Shards that are shuffled together: bounds memory, and mixes more contexts than a batch has
+tokens.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ def shard_paths(folder: Path) -> list[Path]:
 
 
 def measure_moments(paths: list[Path], max_norm_factor: float) -> Moments:
-    """Two passes: the median norm decides who is an outlier, then mean and variance of the rest, in float64."""
+    """Two passes: the median norm decides who is an outlier, then mean and variance of the rest, in
+    float64.
+    """
     norms = [torch.from_numpy(np.load(path)).float().norm(dim=-1) for path in paths]
     median = float(torch.cat(norms).median())
     total, squares, kept, length = 0.0, 0.0, 0, 0.0
@@ -51,17 +55,28 @@ def measure_moments(paths: list[Path], max_norm_factor: float) -> Moments:
         length += float(x.norm(dim=-1).double().sum())
     mean = total / kept
     seen = sum(len(norm) for norm in norms)
-    return Moments(mean.float(), median, length / kept, squares / kept - float(mean.pow(2).sum()), kept, seen - kept)
+    return Moments(
+        mean.float(),
+        median,
+        length / kept,
+        squares / kept - float(mean.pow(2).sum()),
+        kept,
+        seen - kept,
+    )
 
 
 def batches(paths: list[Path], size: int, max_norm: float, seed: int) -> Iterator[Tensor]:
-    """Endless shuffled batches (size, d) float32 in raw units. The order depends on the seed alone."""
+    """Endless shuffled batches (size, d) float32 in raw units. The order depends on the seed
+    alone.
+    """
     generator = torch.Generator().manual_seed(seed)
     left = torch.empty(0)
     while True:
         order = torch.randperm(len(paths), generator=generator).tolist()
         for start in range(0, len(order), POOL):
-            pool = torch.cat([torch.from_numpy(np.load(paths[number])) for number in order[start : start + POOL]])
+            pool = torch.cat(
+                [torch.from_numpy(np.load(paths[number])) for number in order[start : start + POOL]]
+            )
             pool = pool[torch.randperm(len(pool), generator=generator)]
             for block in pool.split(64 * size):
                 block = block.float()
@@ -73,7 +88,11 @@ def batches(paths: list[Path], size: int, max_norm: float, seed: int) -> Iterato
 
 
 def train(
-    recipe: Recipe, folder: Path, *, log: Callable[[dict[str, float]], None] = lambda _row: None, every: int = 100
+    recipe: Recipe,
+    folder: Path,
+    *,
+    log: Callable[[dict[str, float]], None] = lambda _row: None,
+    every: int = 100,
 ) -> tuple[TopKTrainer, Moments]:
     """Train on the shards of `folder`. `log` gets a row of numbers every so many steps."""
     paths = shard_paths(folder)
@@ -85,17 +104,28 @@ def train(
     steps = recipe.train_tokens // recipe.batch
     settings = recipe.optimiser
     adam = torch.optim.Adam(
-        model.parameters(), lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=True
+        model.parameters(),
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+        fused=True,
     )
     silent = torch.zeros(recipe.sae.d_sae, dtype=torch.int64)  # tokens since each latent last fired
     stream = batches(paths, recipe.batch, max_norm, recipe.seed + 1)
     started = time.monotonic()
     for step in range(steps):
-        adam.param_groups[0]["lr"] = settings.lr * rate_at(step, steps, settings.warmup_steps, settings.decay_share)
-        numbers = train_step(model, adam, next(stream) * scale, silent, recipe, moments.variance * scale**2, step)
+        adam.param_groups[0]["lr"] = settings.lr * rate_at(
+            step, steps, settings.warmup_steps, settings.decay_share
+        )
+        numbers = train_step(
+            model, adam, next(stream) * scale, silent, recipe, moments.variance * scale**2, step
+        )
         if step % every == 0 or step == steps - 1:
             seconds = time.monotonic() - started
-            log(numbers | {"step": step, "tokens": (step + 1) * recipe.batch, "seconds": round(seconds, 1)})
+            log(
+                numbers
+                | {"step": step, "tokens": (step + 1) * recipe.batch, "seconds": round(seconds, 1)}
+            )
     return model, moments
 
 
@@ -115,7 +145,9 @@ def train_step(
     dead = (silent > cfg.dead_after_tokens).nonzero().flatten()
     aux = torch.zeros(())
     if dead.numel() and cfg.auxk_coefficient:
-        aux = auxk_loss(x_BD, out, model.W_enc, model.b_enc, model.W_dec, model.b_dec, dead, cfg.auxk)
+        aux = auxk_loss(
+            x_BD, out, model.W_enc, model.b_enc, model.W_dec, model.b_dec, dead, cfg.auxk
+        )
         loss = fvu + cfg.auxk_coefficient * aux
     adam.zero_grad(set_to_none=True)
     loss.backward()
@@ -125,7 +157,11 @@ def train_step(
     normalise_rows(model.W_dec.data)
     silent += len(x_BD)
     silent[idx[acts > 0]] = 0
-    return {"fvu": float(fvu.detach()), "auxk": float(aux.detach()), "dead": dead.numel() / cfg.d_sae}
+    return {
+        "fvu": float(fvu.detach()),
+        "auxk": float(aux.detach()),
+        "dead": dead.numel() / cfg.d_sae,
+    }
 
 
 def rate_at(step: int, steps: int, warmup: int, decay_share: float) -> float:

@@ -1,0 +1,74 @@
+"""The command line: each command parses, calls one library function, prints. Nothing heavy is
+imported at the top.
+"""
+
+import sys
+
+import click
+
+from saezoo import __version__
+from saezoo.cli.check import check
+from saezoo.cli.convert import convert
+from saezoo.cli.demo import demo
+from saezoo.cli.download import download
+from saezoo.cli.info import info
+from saezoo.cli.list import list_
+from saezoo.errors import SaezooError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, "--version", prog_name="saezoo", message="%(prog)s %(version)s")
+@click.option(
+    "--debug",
+    is_flag=True,
+    help="Show the traceback of an error. Works after a command's name too.",
+)
+def cli(debug: bool) -> None:  # noqa: ARG001 read in `main`, wherever it stands
+    """The model zoo of interpretability: any published sparse autoencoder, by name.
+
+    \b
+    Example: saezoo demo
+             saezoo list
+             saezoo info smollm2-135m-instruct/layer_15_resid_post
+    """
+
+
+for command in (list_, info, download, convert, check, demo):
+    cli.add_command(command)
+
+
+def main(args: list[str] | None = None) -> None:
+    """The `saezoo` program. Errors are one line on stderr and exit code 1; a traceback only with
+    --debug.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        status = cli.main(words, prog_name="saezoo", standalone_mode=False)
+    except SaezooError as error:
+        _fail(error, debug)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        click.echo(
+            "interrupted: what is whole stays in the cache; running this again goes on",
+            err=True,
+        )
+        sys.exit(130)
+    except BrokenPipeError:
+        # whoever read our output has seen enough; pointing stdout away keeps the interpreter from
+        # complaining at exit
+        sys.stdout = None  # type: ignore[assignment]
+        sys.exit(141)
+    except OSError as error:
+        _fail(error, debug)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(error: Exception, debug: bool) -> None:
+    if debug:
+        raise error
+    click.echo(f"saezoo: {' '.join(str(error).split())}", err=True)
+    sys.exit(1)

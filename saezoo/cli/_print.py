@@ -1,0 +1,65 @@
+"""What commands share in how they speak: JSON for scripts, tables for people."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+cache_option = click.option(
+    "--cache-dir",
+    type=click.Path(file_okay=False),
+    help="Instead of $SAEZOO_CACHE or the platform's cache folder.",
+)
+offline_option = click.option("--offline", is_flag=True, help="Use only what is in the cache.")
+format_option = click.option(
+    "--from", "format_", metavar="FORMAT", help="The format of the files, where they do not say it."
+)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def console(*, err: bool = False) -> "Console":
+    """A rich console; in a pipe it is 100 columns wide and has no colour."""
+    import sys
+
+    from rich.console import Console
+
+    stream = sys.stderr if err else sys.stdout
+    return Console(
+        stderr=err, highlight=False, width=None if stream.isatty() else 100, soft_wrap=False
+    )
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()
+) -> None:
+    """A table without lines: columns named in `right` are set to the right."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*["" if value is None else escape(str(value)) for value in row])
+    console().print(table)
+
+
+def human_bytes(count: int | None) -> str:
+    """A size for people: 151 MB."""
+    if count is None:
+        return ""
+    amount = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if amount >= 10 or unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"

@@ -1,0 +1,38 @@
+"""`saezoo info NAME`"""
+
+import click
+
+from saezoo.cli._print import cache_option, json_option, print_json
+
+
+@click.command()
+@click.argument("name")
+@cache_option
+@json_option
+def info(name: str, cache_dir: str | None, as_json: bool) -> None:
+    """Show what is known of an SAE, without fetching it: where it is, its site, its numbers, what
+    is cached.
+
+    \b
+    Example: saezoo info openai-gpt2-small/resid_post_mlp_v5_32k/8
+    """
+    from saezoo.hub import peek
+    from saezoo.registry import find_sae
+
+    entry = find_sae(name)
+    facts = entry.to_json()
+    cached = peek(entry, cache_dir=cache_dir)
+    if as_json:
+        print_json(facts | {"name": entry.name, "cached": cached})
+        return
+    click.echo(entry.name)
+    for key, value in facts.items():
+        if key not in ("release", "id"):
+            click.echo(f"  {key:<20}{_words(value)}")
+    click.echo(f"  {'files':<20}{cached}")
+
+
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return str(value)

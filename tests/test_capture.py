@@ -1,0 +1,291 @@
+"""Capture and metrics on tiny random models made without a download: the right tensor, the right
+tokens, the formulas.
+"""
+
+import math
+
+import pytest
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from saezoo.capture import (
+    Dropped,
+    activations,
+    capture,
+    contexts,
+    find_module,
+    hook_site,
+    keep_tokens,
+    padded,
+)
+from saezoo.config import SAEConfig, Site, TokenRule
+from saezoo.errors import CaptureError
+from saezoo.metrics import ReconstructionSums, evaluate, next_token_loss
+from saezoo.numerics import TOLERANCE, close
+from saezoo.sae import SAE, build_sae
+
+D = 12
+
+
+def llama():
+    cfg = LlamaConfig(
+        vocab_size=40,
+        hidden_size=D,
+        intermediate_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    return LlamaForCausalLM(cfg)
+
+
+def gpt2():
+    return GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=D, n_layer=3, n_head=2, n_positions=32))
+
+
+def neox():
+    cfg = GPTNeoXConfig(
+        vocab_size=40,
+        hidden_size=D,
+        intermediate_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+    )
+    return GPTNeoXForCausalLM(cfg)
+
+
+HOSTS = {
+    "llama": (llama, "model.layers.{}"),
+    "gpt2": (gpt2, "transformer.h.{}"),
+    "neox": (neox, "gpt_neox.layers.{}"),
+}
+
+
+@pytest.fixture(params=HOSTS, scope="module")
+def host(request):
+    torch.manual_seed(0)
+    make, path = HOSTS[request.param]
+    return make().eval(), path
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(3, 40, (2, 9), generator=torch.Generator().manual_seed(1))
+
+
+def test_the_output_of_layer_i_is_hidden_state_i_plus_1_and_its_input_is_hidden_state_i(host, ids):
+    model, path = host
+    states = model(ids, output_hidden_states=True).hidden_states
+    for layer in (0, 1):
+        out = capture(model, Site(module=path.format(layer)), ids)
+        into = capture(model, Site(module=path.format(layer), side="input"), ids)
+        assert torch.equal(out, states[layer + 1])
+        assert torch.equal(into, states[layer])
+
+
+def test_layers_after_the_site_are_not_run(host, ids):
+    model, path = host
+    ran = []
+    handle = find_module(model, path.format(2)).register_forward_hook(lambda *_: ran.append(1))
+    capture(model, Site(module=path.format(1)), ids)
+    handle.remove()
+    assert not ran
+
+
+def test_a_module_is_found_without_its_prefix_and_a_wrong_one_is_refused_with_the_nearest(host):
+    model, path = host
+    full = path.format(1)
+    assert find_module(model, full.partition(".")[2]) is find_module(model, full)
+    with pytest.raises(CaptureError, match=r"Closest: "):
+        find_module(model, path.format(7))
+
+
+def test_a_hook_that_never_fired_is_an_error(host):
+    model, path = host
+    with (
+        pytest.raises(CaptureError, match="never ran"),
+        hook_site(model, Site(module=path.format(1)), lambda _: None),
+    ):
+        pass
+
+
+def test_what_see_returns_goes_on_in_the_tensors_place(host, ids):
+    model, path = host
+    clean = model(ids).logits
+    with hook_site(model, Site(module=path.format(1)), lambda x: x.clone()):
+        same = model(ids).logits
+    with hook_site(model, Site(module=path.format(1)), torch.zeros_like):
+        changed = model(ids).logits
+    with hook_site(model, Site(module=path.format(2), side="input"), torch.zeros_like):
+        from_input = model(ids).logits
+    assert torch.equal(clean, same)
+    assert not torch.allclose(clean, changed)
+    assert torch.equal(changed, from_input)
+    assert torch.equal(model(ids).logits, clean)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_token_rule_drops_padding_first_positions_specials_and_outliers_and_counts_each(side):
+    ids = torch.tensor([[5, 6, 1, 8, 9], [5, 6, 7, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    x = torch.ones(2, 5, 4)
+    x[0, 3] = 100
+    expected = torch.tensor([[0, 1, 0, 0, 1], [0, 1, 1, 0, 0]]).bool()
+    if side == "left":
+        ids, mask, expected = (torch.stack([a[0], a[1].roll(2)]) for a in (ids, mask, expected))
+    rule = TokenRule(skip_first=1, skip_special=True, median_norm=2.0, max_norm_factor=3.0)
+    keep, dropped = keep_tokens(rule, ids, mask, torch.tensor([0, 1]), x)
+    assert torch.equal(keep, expected)
+    assert dropped == Dropped(seen=10, kept=4, padding=2, first=2, special=1, outlier=1)
+
+
+class Tokenizer:
+    """Numbers are tokens; 0 pads, 1 begins."""
+
+    bos_token_id, pad_token_id, all_special_ids = 1, 0, [0, 1]
+
+    def __call__(self, text, add_special_tokens=True):  # noqa: ARG002 the real ones' signature
+        return {"input_ids": [int(word) for word in text.split()]}
+
+
+@pytest.mark.parametrize(
+    ("bos", "pieces"),
+    [(False, [[5, 6, 7], [8, 9], [4, 5]]), (True, [[1, 5, 6], [1, 7, 8], [1, 9], [1, 4, 5]])],
+)
+def test_texts_are_cut_into_contexts_each_with_its_own_bos(bos, pieces):
+    got = list(contexts(Tokenizer(), ["5 6 7 8 9", "4 5"], 3, prepend_bos=bos))
+    assert [piece for _, piece in got] == pieces
+    assert [number for number, _ in got] == [0] * (len(pieces) - 1) + [1]
+
+
+def test_streamed_activations_are_those_of_each_context_alone(host):
+    model, path = host
+    site = Site(module=path.format(1))
+    pieces = [(0, [5, 6, 7, 8]), (1, [9, 10]), (2, [11, 12, 13])]
+    got = list(activations(model, Tokenizer(), pieces, site, TokenRule(skip_first=1), batch_size=2))
+    expected = torch.cat(
+        [capture(model, site, torch.tensor([piece]))[0, 1:] for _, piece in pieces]
+    )
+    assert close(torch.cat([batch.x for batch in got]), expected)
+    assert torch.cat([batch.token_ids for batch in got]).tolist() == [6, 7, 8, 10, 12, 13]
+    assert torch.cat([batch.positions for batch in got]).tolist() == [1, 2, 3, 1, 1, 2]
+    assert torch.cat([batch.documents for batch in got]).tolist() == [0, 0, 0, 1, 2, 2]
+
+
+def topk_sae(seed=0, module="model.layers.1"):
+    site = {"model": "tiny", "layer": 1, "module": module}
+    cfg = SAEConfig.from_json(
+        {
+            "architecture": "topk",
+            "k": 4,
+            "d_in": D,
+            "d_sae": 24,
+            "site": site,
+            "tokens": {"skip_first": 1},
+        }
+    )
+    generator = torch.Generator().manual_seed(seed)
+    return build_sae(
+        cfg,
+        {
+            key: torch.randn(shape, generator=generator)
+            for key, shape in cfg.tensor_shapes().items()
+        },
+    )
+
+
+def test_fvu_l0_dead_and_density_are_their_definitions_over_all_batches_together():
+    sae, x = topk_sae(), torch.randn(64, D) * 3 + 100
+    sums = ReconstructionSums(D, 24, covariance=True)
+    for part in x.split(10):
+        sums.add(sae, part)
+    x64, out, f = x.double(), sae(x).double(), sae.encode(x)
+    assert sums.fvu == pytest.approx(
+        float((x64 - out).square().sum() / (x64 - x64.mean(0)).square().sum()),
+        rel=TOLERANCE[torch.float32],
+    )
+    assert sums.l0 == pytest.approx(float((f != 0).sum(1).double().mean()))
+    assert sums.dead_fraction == pytest.approx(float((~(f != 0).any(0)).double().mean()))
+    assert torch.allclose(sums.density, (f != 0).float().mean(0))
+    assert torch.allclose(sums.strongest, f.amax(0).clamp_min(0))
+
+
+@pytest.mark.parametrize("k", [1, 5, 11])
+def test_pca_fvu_is_what_the_best_k_directions_leave(k):
+    x = torch.randn(200, D, dtype=torch.float64) @ torch.randn(D, D, dtype=torch.float64) + 7
+    sums = ReconstructionSums(D, 24, covariance=True)
+    sums.add(topk_sae(), x.float())
+    centred = x.float().double() - x.float().double().mean(0)
+    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
+    left = centred - centred @ directions[:k].T @ directions[:k]
+    assert sums.pca_fvu(k) == pytest.approx(
+        float(left.square().sum() / centred.square().sum()), rel=1e-6
+    )
+
+
+def test_next_token_loss_counts_real_targets_only():
+    logits = torch.randn(2, 4, 7)
+    ids, mask = padded([[1, 2, 3, 4], [5, 6]], pad_id=0)
+    total, count = next_token_loss(logits, ids, mask)
+    by_hand = sum(
+        -float(logits[row, place].log_softmax(-1)[ids[row, place + 1]])
+        for row, place in [(0, 0), (0, 1), (0, 2), (1, 0)]
+    )
+    assert count == 4
+    assert total == pytest.approx(by_hand, rel=1e-5)
+
+
+class Identity(SAE):
+    def forward(self, x):
+        return x.clone()
+
+
+def test_loss_recovered_is_one_for_a_perfect_reconstruction_and_zero_for_zeros(host):
+    model, path = host
+    pieces = [[5, 6, 7, 8, 9, 10], [11, 12, 13]]
+    sae = topk_sae(module=path.format(1))
+    perfect = Identity(sae.cfg)
+    assert evaluate(model, perfect, pieces, special_ids=[0]).loss_recovered == pytest.approx(
+        1.0, abs=1e-6
+    )
+    nothing = SAE(sae.cfg)  # all weights zero
+    assert evaluate(model, nothing, pieces, special_ids=[0]).loss_recovered == pytest.approx(
+        0.0, abs=1e-6
+    )
+
+
+def test_the_reconstruction_is_spliced_at_every_position_but_the_first(host):
+    model, path = host
+    sae, piece = topk_sae(module=path.format(1)), [5, 6, 7, 8, 9]
+    metrics = evaluate(model, sae, [piece], special_ids=[0])
+    ids = torch.tensor([piece])
+
+    def splice(x):
+        new = x.clone()
+        for place in range(1, 5):
+            new[0, place] = sae(x[0, place])
+        return new
+
+    with hook_site(model, Site(module=path.format(1)), splice):
+        logits = model(ids).logits.detach()
+    losses = [-float(logits[0, place].log_softmax(-1)[piece[place + 1]]) for place in range(4)]
+    assert metrics.loss_spliced == pytest.approx(math.fsum(losses) / 4, rel=1e-5)
+    assert metrics.tokens == 4
+
+
+def test_an_sae_without_a_site_or_a_text_without_tokens_is_refused(host):
+    model, path = host
+    sae = topk_sae(module=path.format(1))
+    with pytest.raises(CaptureError, match="no token counts"):
+        evaluate(model, sae, [[5]], special_ids=[0])
+    homeless = build_sae(sae.cfg.model_copy(update={"site": None}), dict(sae.named_parameters()))
+    with pytest.raises(CaptureError, match="site"):
+        evaluate(model, homeless, [[5, 6]], special_ids=[0])
