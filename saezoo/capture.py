@@ -7,6 +7,7 @@ here.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +105,7 @@ def hook_site(
             return None
         return (new, *value[1:]) if isinstance(value, tuple) else new
 
-    def before(_module: nn.Module, args: tuple, kwargs: dict) -> object:
+    def before(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         if args:
             new = swap(args)
             return None if new is None else (new, kwargs)
@@ -174,7 +175,7 @@ def keep_tokens(
 
 
 def contexts(
-    tokenizer: Callable,
+    tokenizer: Any,
     texts: Iterable[str],
     length: int,
     *,
@@ -207,7 +208,7 @@ def padded(pieces: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
 
 def activations(
     model: nn.Module,
-    tokenizer: Callable,
+    tokenizer: Any,
     pieces: Iterable[tuple[int, list[int]]],
     site: Site,
     rule: TokenRule,

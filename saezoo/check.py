@@ -45,13 +45,14 @@ def check_sae(
     Raises only what finding and fetching raise; what is wrong with the files is a Finding.
     """
     entry = find_sae(name)
-    options = {
-        "format": format,
-        "token": token,
-        "cache_dir": cache_dir,
-        "local_files_only": local_files_only,
-    }
-    fetched = fetch(entry, extras=True, **options)  # type: ignore[arg-type]
+    fetched = fetch(
+        entry,
+        format=format,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        extras=True,
+    )
     files = _files(fetched)
     size = sum(path.stat().st_size for path in files)
     findings = [

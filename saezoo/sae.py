@@ -259,13 +259,14 @@ class SAE(nn.Module):
             )
 
     def _check_features(self, features: Tensor | SparseFeatures) -> None:
-        sparse = isinstance(features, SparseFeatures)
-        if not sparse and not isinstance(features, Tensor):
+        if isinstance(features, SparseFeatures):
+            values, width = features.values, features.d_sae
+        elif isinstance(features, Tensor):
+            values, width = features, features.shape[-1] if features.dim() else 0
+        else:
             raise InputError(
                 f"expected features as a tensor or SparseFeatures, got {type(features).__name__}"
             )
-        values = features.values if sparse else features
-        width = features.d_sae if sparse else (features.shape[-1] if features.dim() else 0)
         if width != self.d_sae:
             raise InputError(f"expected features (…, {self.d_sae}), got {width} of them")
         if not values.is_floating_point():

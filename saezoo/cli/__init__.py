@@ -60,7 +60,7 @@ def main(args: list[str] | None = None) -> None:
     except BrokenPipeError:
         # whoever read our output has seen enough; pointing stdout away keeps the interpreter from
         # complaining at exit
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         sys.exit(141)
     except OSError as error:
         _fail(error, debug)

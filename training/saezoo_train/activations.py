@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ def held_out(text: str, one_in: int = 20) -> bool:
 
 
 def breadth_first(
-    tokenizer: Callable, texts: list[str], length: int, *, smallest: int, seed: int = 0
+    tokenizer: Any, texts: list[str], length: int, *, smallest: int, seed: int = 0
 ) -> Iterator[tuple[int, list[int]]]:
     """Contexts in a random order that takes one of every document before a second of any.
 
@@ -65,7 +66,7 @@ def breadth_first(
 
 def harvest(
     model: nn.Module,
-    tokenizer: Callable,
+    tokenizer: Any,
     texts: list[str],
     site: Site,
     rule: TokenRule,

@@ -46,7 +46,7 @@ def fold(
 
 
 def held_out_pieces(
-    tokenizer: Callable, texts: list[str], rule: TokenRule, seed: int = 0
+    tokenizer: Any, texts: list[str], rule: TokenRule, seed: int = 0
 ) -> list[list[int]]:
     """One context of each document, chosen by the seed."""
     by_document: dict[int, list[list[int]]] = {}
@@ -107,28 +107,31 @@ def write_result(
     weights.
     """
     cfg, tensors = fold(recipe, trained, moments, dtype)
-    sae = build_sae(cfg, tensors)
-    assert cfg.tokens is not None
-    pieces = held_out_pieces(tokenizer, held_out_texts, cfg.tokens)
+    sae, rule = build_sae(cfg, tensors), cfg.tokens or TokenRule()
+    pieces = held_out_pieces(tokenizer, held_out_texts, rule)
     metrics = measure(sae, model, tokenizer, pieces, progress)
     known = asdict(metrics) | {
         "training_tokens": moments.tokens,
         "training_tokens_seen": recipe.train_tokens,
+        "held_out_documents": len(pieces),
     }
-    known |= {"held_out_documents": len(pieces)}
     cfg = cfg.model_copy(update={"metrics": known})
-    special = [(number, piece) for number, piece in enumerate(pieces[:8])]
-    assert cfg.site is not None
-    batch = next(activations(model, tokenizer, special, cfg.site, cfg.tokens))
-    choice = torch.randperm(len(batch.x), generator=torch.Generator().manual_seed(recipe.seed))[
-        :GOLDEN_TOKENS
-    ]
+    batch = next(activations(model, tokenizer, enumerate(pieces[:8]), recipe.site, rule))
     with new_folder(out, "native") as work:
         native.write(cfg, tensors, work)
-        write_golden(sae, batch.x[choice].float(), work)
-        stats = feature_stats(
-            sae, shards, cfg.tokens.max_norm or float("inf"), stats_tokens, recipe.seed
-        )
+        write_golden(sae, decided_tokens(sae, batch.x.float())[:GOLDEN_TOKENS], work)
+        max_norm = rule.max_norm or float("inf")
+        stats = feature_stats(sae, shards, max_norm, stats_tokens, recipe.seed)
         save_file(stats, work / "stats.safetensors")
         (work / "README.md").write_text(describe(cfg), encoding="utf-8")
     return metrics
+
+
+def decided_tokens(sae: SAE, x: Tensor, margin: float = 1e-3) -> Tensor:
+    """The rows of x (tokens, d_in) whose k-th feature beats the next by a clear margin: on another
+    machine's arithmetic a near-tie may fall the other way, and that would be no fault of the file.
+    """
+    assert sae.cfg.k is not None
+    wider = sae.cfg.model_copy(update={"k": sae.cfg.k + 1})
+    values = build_sae(wider, dict(sae.named_parameters())).encode_sparse(x).values
+    return x[values[:, -2] - values[:, -1] > margin * values[:, 0]]

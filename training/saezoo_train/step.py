@@ -5,6 +5,8 @@ everything else touches the K rows that are on. No gradient of shape (B, M) is m
 depends on timing: runs repeat bitwise.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,14 +24,14 @@ class TopKReconstruct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx,
+        ctx: Any,
         x_BD: Tensor,
         W_enc_MD: Tensor,
         b_enc_M: Tensor,
         W_dec_MD: Tensor,
         b_dec_D: Tensor,
         k: int,
-    ):  # type: ignore[no-untyped-def] # noqa: ANN205
+    ) -> tuple[Tensor, Tensor, Tensor]:
         centred_BD = x_BD - b_dec_D
         pre_BM = F.linear(centred_BD, W_enc_MD, b_enc_M)
         idx_BK = top_k(pre_BM, k)
@@ -40,7 +42,7 @@ class TopKReconstruct(torch.autograd.Function):
         return out_BD, acts_BK, idx_BK
 
     @staticmethod
-    def backward(ctx, grad_BD: Tensor, *_: object):  # type: ignore[no-untyped-def] # noqa: ANN205
+    def backward(ctx: Any, grad_BD: Tensor, *_: object) -> tuple[Tensor | None, ...]:
         centred_BD, acts_BK, idx_BK, W_enc_MD, W_dec_MD = ctx.saved_tensors
         d_sae, k = W_enc_MD.shape[0], idx_BK.shape[1]
         grad_BD = grad_BD.contiguous()

@@ -46,7 +46,7 @@ def measure_moments(paths: list[Path], max_norm_factor: float) -> Moments:
     """
     norms = [torch.from_numpy(np.load(path)).float().norm(dim=-1) for path in paths]
     median = float(torch.cat(norms).median())
-    total, squares, kept, length = 0.0, 0.0, 0, 0.0
+    total, squares, kept, length = torch.zeros(()), 0.0, 0, 0.0
     for path, norm in zip(paths, norms, strict=True):
         x = torch.from_numpy(np.load(path)).float()[norm <= max_norm_factor * median]
         kept += len(x)

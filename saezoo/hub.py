@@ -1,0 +1,302 @@
+"""From an entry to local files: the one place that decides where they come from, and which of them
+are needed.
+"""
+
+import difflib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from saezoo.entry import Entry
+from saezoo.errors import (
+    BadName,
+    Corrupted,
+    FetchError,
+    FormatError,
+    MissingFile,
+    NoAccess,
+    Offline,
+)
+from saezoo.files import cache_root
+from saezoo.formats import FORMATS, detect, match_file, match_names
+from saezoo.transfer import Access, offline_wanted, refuse_unsafe_path, remove_linked
+
+WITH_EXTRAS = frozenset({"native"})
+"""Formats whose optional files are for people and checks, not for the arithmetic."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Files of one SAE on this machine."""
+
+    path: Path
+    """The folder, or the file where one SAE is one file."""
+    format: str
+    """A key of saezoo.formats.FORMATS."""
+    commit: str | None
+    """Of a Hub repo: the commit that was served."""
+    how: str
+    """In words: which commit and why, or from where."""
+
+
+def fetch(
+    entry: Entry,
+    *,
+    format: str | None = None,  # noqa: A002
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    refresh: bool = False,
+    progress: bool | None = None,
+    extras: bool = False,
+) -> Fetched:
+    """The files of an SAE on this machine, fetched unless they are cached: only those needed.
+
+    format: a key of FORMATS; None: the entry's own, else the files decide.
+    refresh: ask again which commit a branch points to, or for the file of an https host.
+    progress: show bars; None: where stderr is a terminal.
+    extras: also the optional files that no arithmetic needs (golden outputs, stats, README).
+
+    Raises BadName, FormatError where no format fits, or a FetchError: MissingFile, NoAccess,
+    Offline, Corrupted. The cache stays usable whatever happens.
+    """
+    refuse_unsafe_path(entry.path, entry.name)
+    key = format or entry.format
+    if key is not None and key not in FORMATS:
+        raise FormatError(f"no format {key!r}. There are: {', '.join(FORMATS)}")
+    access = _access(token, cache_dir, local_files_only, refresh, progress)
+    try:
+        if entry.source.startswith("hf://"):
+            return _fetch_hub(entry, key, access, extras)
+        if entry.source.startswith(("https://", "http://")):
+            return _fetch_https(entry, key, access, extras)
+        return _find_local(entry, key)
+    except FetchError:
+        raise
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise FetchError(f"{entry.name}: {reason} (in the cache {access.root}?)") from error
+
+
+def list_folders(
+    entry_or_repo: Entry | str,
+    revision: str | None = None,
+    *,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    refresh: bool = False,
+) -> list[str]:
+    """The names of all files of a Hub repo at a revision: one request, then remembered.
+
+    Raises BadName for what is not a Hub repo, MissingFile, NoAccess, Offline or FetchError.
+    """
+    from saezoo.hf import list_repo
+
+    if isinstance(entry_or_repo, Entry):
+        source, revision = entry_or_repo.source, revision or entry_or_repo.revision
+        if not source.startswith("hf://"):
+            raise BadName(f"{source}: only the files of a Hub repo (hf://org/repo) can be listed")
+        entry_or_repo = source
+    access = _access(token, cache_dir, local_files_only, refresh, False)
+    return list(list_repo(entry_or_repo.removeprefix("hf://"), revision, access).files)
+
+
+def peek(entry: Entry, *, cache_dir: str | os.PathLike[str] | None = None) -> str:
+    """In words, where the files are or would come from. Makes no request."""
+    try:
+        return fetch(entry, cache_dir=cache_dir, local_files_only=True).how
+    except (Offline, Corrupted):
+        if not entry.source.startswith("hf://"):
+            return "https, not in the cache"
+    from saezoo.hf import how_pinned, is_commit
+
+    revision = entry.revision or "main"
+    pin = how_pinned(revision) if is_commit(revision) else f"branch {revision}"
+    return f"{pin}; not in the cache"
+
+
+def _access(
+    token: str | None,
+    cache_dir: str | os.PathLike[str] | None,
+    local_files_only: bool,
+    refresh: bool,
+    progress: bool | None,
+) -> Access:
+    offline = local_files_only or offline_wanted()
+    if refresh and offline:
+        raise Offline("refresh needs the network, and no network is wanted")
+    shown = sys.stderr.isatty() if progress is None else progress
+    root = cache_root(os.fspath(cache_dir) if cache_dir else None)
+    return Access(root, token, offline, refresh, shown)
+
+
+def _find_local(entry: Entry, key: str | None) -> Fetched:
+    """Files of this package, or of the person's own; they are not checked here."""
+    bundled = entry.source.startswith("bundled:")
+    folder = entry.source.removeprefix("bundled:")
+    if bundled:
+        refuse_unsafe_path(folder, entry.name)
+        path = Path(__file__).parent / "bundled" / folder / entry.path
+    else:
+        path = Path(folder).expanduser() / entry.path
+    if not path.exists():
+        raise MissingFile(f"{path}: no such file or folder")
+    if key is None:
+        key = detect(path)
+    elif path.is_dir():
+        required, _ = _needed(key, False, str(path))
+        lacking = [name for name in required if not (path / name).is_file()]
+        if lacking:
+            raise MissingFile(f"{path}: the format {key} needs {', '.join(lacking)}")
+    return Fetched(path, key, None, "bundled" if bundled else "local")
+
+
+def _fetch_hub(entry: Entry, key: str | None, access: Access, extras: bool) -> Fetched:
+    from saezoo.hf import get_files, list_repo
+
+    listing = list_repo(entry.source.removeprefix("hf://").strip("/"), entry.revision, access)
+    folder, name = entry.path.strip("/"), ""
+    where = f"{listing.repo} at {listing.commit[:8]}…: {folder or 'its root'}"
+    if folder in listing.files:
+        if key and not FORMATS[key].suffixes:
+            raise FormatError(f"{where}: an SAE of the format {key} is a folder; name that")
+        key = key or _first(match_file(folder), where, [folder])
+        folder, _, name = folder.rpartition("/")
+    start = f"{folder}/" if folder else ""
+    below = {file[len(start) :]: file for file in listing.files if file.startswith(start)}
+    if not below:
+        raise MissingFile(f"{where}: no such file or folder.{_closest(folder, listing.files)}")
+
+    def take(form: str) -> tuple[Path, list[Path], list[Path]]:
+        required, optional = _needed(form, extras, where, name)
+        if lacking := [item for item in required if item not in below]:
+            raise MissingFile(f"{where}: the format {form} needs {', '.join(lacking)}")
+        names = [*required, *(item for item in optional if item in below)]
+        wanted = {below[item]: _stated(entry, item, required) for item in names}
+        paths = get_files(listing, wanted, access, entry.size)
+        return _root(paths[0], required[0], bool(name)), paths[: len(required)], paths
+
+    taken = key or _first(match_names(set(below)), where, list(below))
+    local, needed, paths = take(taken)
+    # names alone may fit two formats: the files themselves decide
+    if key is None and (found := detect(local)) != taken:
+        taken = found
+        local, needed, paths = take(taken)
+    _refuse_wrong_size(entry, needed, paths)
+    return Fetched(local, taken, listing.commit, listing.how)
+
+
+def _fetch_https(entry: Entry, key: str | None, access: Access, extras: bool) -> Fetched:
+    from saezoo.https import fetch_optional, fetch_url, folder_of, join_url, shown
+
+    url = join_url(entry.source, entry.path)
+    name = unquote(urlsplit(url).path.rpartition("/")[2])
+    if key is None:
+        found = match_file(name)
+        key = found[0] if found else _probe(url, access)
+    name = name if _is_one_file(name, key) else ""
+    base = folder_of(url) if name else url
+    required, optional = _needed(key, extras, shown(url), name)
+    needed = [
+        fetch_url(join_url(base, item), access, sha256=_stated(entry, item, required))
+        for item in required
+    ]
+    others = [
+        fetch_optional(join_url(base, item), access, sha256=_stated(entry, item, required))
+        for item in optional
+    ]
+    _refuse_wrong_size(entry, needed, [*needed, *(path for path in others if path)])
+    return Fetched(_root(needed[0], required[0], bool(name)), key, None, "https, cached")
+
+
+def _probe(url: str, access: Access) -> str:
+    """The format of a folder that cannot be listed: the first whose files are all there."""
+    from saezoo.https import fetch_url, join_url, shown
+
+    refused: FetchError | None = None
+    for form in FORMATS.values():
+        try:
+            paths = [fetch_url(join_url(url, item), access) for item in form.files]
+        except MissingFile:
+            continue
+        except NoAccess as error:
+            refused = error
+            continue
+        except Offline as error:
+            if not access.offline:
+                raise
+            refused = error
+            continue
+        if paths:
+            return detect(_root(paths[0], form.files[0], False))
+    raise refused or _no_format(shown(url), [])
+
+
+def _root(path: Path, name: str, one_file: bool) -> Path:
+    """What a reader opens: the file itself, or the folder below which it is called `name`."""
+    return path if one_file else path.parents[name.count("/")]
+
+
+def _needed(
+    key: str, extras: bool, where: str, one_file: str = ""
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The file names that a format requires, and those to take where they exist."""
+    form = FORMATS[key]
+    optional = form.optional if extras or key not in WITH_EXTRAS else ()
+    if one_file:
+        return (one_file,), optional
+    if not form.files:
+        endings = ", ".join(f"*{suffix}" for suffix in form.suffixes)
+        raise FormatError(f"{where}: an SAE of the format {key} is one file ({endings}); name it")
+    return form.files, optional
+
+
+def _is_one_file(name: str, key: str) -> bool:
+    form = FORMATS[key]
+    return name.endswith(form.suffixes) if form.files else True
+
+
+def _stated(entry: Entry, name: str, required: tuple[str, ...]) -> str | None:
+    """The sha256 that the entry states of a file; a bare one is that of the weights."""
+    if entry.sha256 is None or isinstance(entry.sha256, dict):
+        return (entry.sha256 or {}).get(name)
+    weights = [item for item in required if not item.endswith(".json")]
+    return entry.sha256 if name in weights[:1] else None
+
+
+def _refuse_wrong_size(entry: Entry, required: list[Path], all_of_them: list[Path]) -> None:
+    """Raise Corrupted, and remove the files, when they have not the size that the entry states."""
+    sizes = [sum(path.stat().st_size for path in paths) for paths in (required, all_of_them)]
+    if entry.size is None or entry.size in sizes:
+        return
+    for path in all_of_them:
+        remove_linked(path)
+    raise Corrupted(
+        f"{entry.name}: its files have {sizes[0]:,} bytes, {entry.size:,} were promised; they were "
+        "removed, fetch it again"
+    )
+
+
+def _first(found: list[str], where: str, names: list[str]) -> str:
+    if not found:
+        raise _no_format(where, names)
+    return found[0]
+
+
+def _no_format(where: str, names: list[str]) -> FormatError:
+    among = f" among {', '.join(names[:6])}{' …' if len(names) > 6 else ''}" if names else ""
+    looked = [f"{' + '.join(form.files)} ({key})" for key, form in FORMATS.items() if form.files]
+    looked += [f"*{end} ({key})" for key, form in FORMATS.items() for end in form.suffixes]
+    return FormatError(
+        f"{where}: no known format{among}. Looked for {', '.join(looked)}. "
+        "Give format=… (--from) if you know it"
+    )
+
+
+def _closest(path: str, files: tuple[str, ...]) -> str:
+    folders = {file.rpartition("/")[0] for file in files} | set(files)
+    close = difflib.get_close_matches(path, sorted(folders - {""}), n=4)
+    return f" Closest: {', '.join(close)}" if close else ""

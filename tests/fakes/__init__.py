@@ -1,0 +1,1 @@
+"""Hosts on this machine's loopback, for tests with real clients."""

@@ -1,0 +1,92 @@
+"""A HuggingFace Hub on loopback: what the real client asks for to list and download models."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+
+from tests.fakes.server import Answer, FakeServer
+
+LFS = (".safetensors", ".pt", ".bin", ".npz")
+"""Endings of files that the Hub keeps in LFS, named by their sha256."""
+
+
+@dataclass
+class Repo:
+    """Commits by hash, each with its files, and the branches that point to them."""
+
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+    gated: bool = False
+    private_to: str | None = None
+    """The one token that sees this repo."""
+
+
+class FakeHub(FakeServer):
+    """Repos as the Hub serves them: /api/models/… and /ORG/REPO/resolve/REVISION/FILE."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.repos: dict[str, Repo] = {}
+
+    def reset(self) -> None:
+        """Forget the repos too."""
+        super().reset()
+        self.repos.clear()
+
+    def commit(self, name: str, files: dict[str, bytes], branch: str = "main") -> str:
+        """Make a commit with exactly these files, move the branch to it, and return its hash."""
+        repo = self.repos.setdefault(name, Repo())
+        seed = f"{name} {len(repo.commits)}".encode()
+        commit = hashlib.sha1(seed, usedforsecurity=False).hexdigest()
+        repo.commits[commit] = dict(files)
+        repo.branches[branch] = commit
+        return commit
+
+    def answer(self, path: str, headers: dict[str, str]) -> Answer:
+        """One answer of the Hub."""
+        token = headers.get("authorization", "").removeprefix("Bearer ")
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+            return self._model(found[1], found[2] or "main", token)
+        if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            return self._file(found[1], found[2], found[3], token)
+        return Answer(404)
+
+    def _find(self, name: str, revision: str, token: str) -> tuple[Repo, str] | Answer:
+        repo = self.repos.get(name)
+        if repo is None or (repo.private_to and repo.private_to != token):
+            # the real Hub tells nobody whether a repo is private or is not there
+            return Answer(404 if token else 401, {"X-Error-Code": "RepoNotFound"})
+        commit = repo.branches.get(revision, revision)
+        if commit not in repo.commits:
+            return Answer(404, {"X-Error-Code": "RevisionNotFound"})
+        return repo, commit
+
+    def _model(self, name: str, revision: str, token: str) -> Answer:
+        found = self._find(name, revision, token)
+        if isinstance(found, Answer):
+            return found
+        repo, commit = found
+        siblings = [{"rfilename": file} for file in repo.commits[commit]]
+        facts = {"id": name, "modelId": name, "sha": commit, "siblings": siblings}
+        return Answer(200, {"Content-Type": "application/json"}, json.dumps(facts).encode())
+
+    def _file(self, name: str, revision: str, file: str, token: str) -> Answer:
+        found = self._find(name, revision, token)
+        if isinstance(found, Answer):
+            return found
+        repo, commit = found
+        if repo.gated:
+            return Answer(403, {"X-Error-Code": "GatedRepo"})
+        body = repo.commits[commit].get(file)
+        headers = {"X-Repo-Commit": commit}
+        if body is None:
+            return Answer(404, headers | {"X-Error-Code": "EntryNotFound"})
+        if file.endswith(LFS):
+            headers["X-Linked-Etag"] = f'"{hashlib.sha256(body).hexdigest()}"'
+            headers["X-Linked-Size"] = str(len(body))
+            headers["ETag"] = '"of-the-storage"'
+        else:
+            blob = b"blob %d\0" % len(body) + body
+            headers["ETag"] = f'"{hashlib.sha1(blob, usedforsecurity=False).hexdigest()}"'
+        return Answer(200, headers, body)

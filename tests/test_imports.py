@@ -1,0 +1,145 @@
+"""Imports are cheap and go one way."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import saezoo
+
+ROOT = Path(__file__).parent.parent
+
+TIERS = [
+    {"errors", "numerics"},
+    {"files"},
+    {"names", "config"},
+    {"entry", "sparse"},
+    {"sae", "registry", "search", "formats"},
+    {"save"},
+    {"transfer"},
+    {"hf", "https"},
+    {"hub"},
+    {"load"},
+    {"capture"},
+    {"metrics", "host"},
+    {"convert", "check", "demo"},
+    {"cli"},
+]
+"""A module may import from the tiers above its own, and from its own package."""
+
+EXCEPTIONS = {
+    ("sae", "load"): "SAE.from_pretrained, which users of SAELens look for on the class",
+}
+
+HEAVY = [
+    "torch",
+    "numpy",
+    "yaml",
+    "pydantic",
+    "huggingface_hub",
+    "transformers",
+    "datasets",
+    "pooch",
+    "rich",
+]
+
+
+def tier(module):
+    for number, names in enumerate(TIERS):
+        if module in names:
+            return number
+    raise AssertionError(f"saezoo/{module} stands in no tier of this test: say where it belongs")
+
+
+def imports_of(path):
+    """(module, line) of every import in a file, wherever it stands."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module, [alias.name for alias in node.names], node.lineno
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, [], node.lineno
+
+
+LIBRARY = sorted((ROOT / "saezoo").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    own = path.relative_to(ROOT / "saezoo").parts[0].removesuffix(".py")
+    if own == "__init__":
+        return
+    for module, names, line in imports_of(path):
+        parts = module.split(".")
+        assert parts[0] != "saezoo_train", f"{path}:{line}: the library never imports the trainer"
+        if parts[0] != "saezoo":
+            continue
+        if parts == ["saezoo"]:
+            assert set(names) <= {"__version__"}, f"{path}:{line}: import from the submodule"
+            continue
+        if parts[1] != own and (own, parts[1]) not in EXCEPTIONS:
+            assert tier(parts[1]) < tier(own), f"{path}:{line}: {own} may not import {parts[1]}"
+
+
+def test_every_exception_is_still_needed():
+    found = {
+        (path.stem, module.split(".")[1])
+        for path in LIBRARY
+        for module, _, _ in imports_of(path)
+        if module.startswith("saezoo.")
+    }
+    assert set(EXCEPTIONS) <= found
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "training").rglob("*.py")), ids=lambda path: path.name
+)
+def test_the_trainer_imports_no_private_part_of_the_library(path):
+    for module, _, line in imports_of(path):
+        assert not (module.startswith("saezoo.") and "._" in module), f"{path}:{line}"
+
+
+def modules_after(code):
+    script = f"{code}\nimport sys\nprint('\\n'.join(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import saezoo",
+        "from saezoo.cli import main\ntry:\n  main(['--help'])\nexcept SystemExit: pass",
+    ],
+    ids=["import saezoo", "saezoo --help"],
+)
+def test_import_and_help_are_light(code):
+    assert not modules_after(code) & set(HEAVY)
+
+
+def test_loading_the_bundled_sae_never_imports_transformers_or_a_downloader():
+    loaded = modules_after(
+        "import saezoo; saezoo.load_sae('smollm2-135m-instruct/layer_15_resid_post')"
+    )
+    assert {"torch", "safetensors", "pydantic", "yaml"} <= loaded
+    assert not loaded & {
+        "transformers",
+        "transformer_lens",
+        "datasets",
+        "huggingface_hub",
+        "pooch",
+        "rich",
+    }
+
+
+def test_every_public_name_is_there_and_documented():
+    for name in saezoo.__all__:
+        value = getattr(saezoo, name)
+        assert name == "__version__" or value.__doc__, name
+    assert set(saezoo.__all__) == set(dir(saezoo))
+    with pytest.raises(AttributeError, match="nonsense"):
+        saezoo.nonsense  # noqa: B018 the access is what is tested
