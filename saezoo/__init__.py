@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from saezoo.entry import Entry
     from saezoo.errors import SaezooError
     from saezoo.load import load_sae
-    from saezoo.registry import find_sae, list_saes
+    from saezoo.registry import find_sae
     from saezoo.sae import SAE
     from saezoo.save import save_sae
+    from saezoo.search import list_saes
     from saezoo.sparse import SparseFeatures
 
 __version__ = "0.1.0"
@@ -30,7 +31,7 @@ _HOME = {
     "TokenRule": "saezoo.config",
     "convert_sae": "saezoo.convert",
     "find_sae": "saezoo.registry",
-    "list_saes": "saezoo.registry",
+    "list_saes": "saezoo.search",
     "load_sae": "saezoo.load",
     "save_sae": "saezoo.save",
 }

@@ -51,6 +51,7 @@ def write_file(path: Path) -> Iterator[Path]:
     os.close(handle)
     try:
         yield Path(name)
+        os.chmod(name, 0o644)  # mkstemp's own mode hides the file from others who share a cache
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)

@@ -6,9 +6,12 @@ it as a Q4_1 GGUF, which is dequantised to float32 once and kept in the cache. A
 transformers.
 """
 
+import contextlib
 import importlib.util
+import io
 import json
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,26 +114,19 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
         (work / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-class _quiet_transformers:  # noqa: N801 a context manager, used like a function
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
     """transformers' bars and advice are for its own users; ours are told once, by us."""
+    from transformers.utils import logging
 
-    def __enter__(self) -> None:
-        from transformers.utils import logging
-
-        self.level, self.bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        from transformers.utils import logging
-
-        logging.set_verbosity(self.level)
-        if self.bars:
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        # the bar of the GGUF reader heeds no setting of transformers
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
             logging.enable_progress_bar()
-
-
-def forget_host(cache_dir: str | Path | None = None) -> None:
-    """Remove the converted copy of the packaged host (some 540 MB); the next `load_host` makes it
-    again.
-    """
-    shutil.rmtree(cache_root(cache_dir) / "hosts", ignore_errors=True)

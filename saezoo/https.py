@@ -5,6 +5,7 @@ not at all.
 import base64
 import hashlib
 import ipaddress
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
@@ -129,25 +130,30 @@ def _download(url: str, path: Path, marker: Path, sha256: str | None, progress: 
 
 def _get(url: str, part: Path, progress: bool) -> dict[str, str]:
     """Write the body to `part` and return the headers that came with it, names in lower case."""
-    headers: dict[str, str] = {}
+    responses: list[requests.Response] = []
 
     def look(response: requests.Response, **_: object) -> None:
-        headers.clear()
-        headers.update({key.lower(): value for key, value in response.headers.items()})
+        responses.append(response)
         if response.is_redirect:
             _refuse_redirect(url, urljoin(response.url, response.headers["location"]))
         elif response.ok:
-            announce(shown(url), _length(headers) or 0, progress)
+            announce(shown(url), _length(response.headers) or 0, progress)
 
-    pooch.HTTPDownloader(
+    download = pooch.HTTPDownloader(
         progressbar=progress,
         chunk_size=2**20,
         timeout=TIMEOUT,
         # compressed on its way, a file would have another length than the one promised
         headers={"Accept-Encoding": "identity"},
         hooks={"response": look},
-    )(url, str(part), None)
-    return headers
+    )
+    try:
+        download(url, str(part), None)
+    finally:
+        # pooch leaves the connection of a refused answer open
+        for response in responses:
+            response.close()
+    return {name.lower(): value for name, value in responses[-1].headers.items()}
 
 
 def _check_promises(part: Path, headers: dict[str, str], where: str) -> None:
@@ -164,7 +170,7 @@ def _check_promises(part: Path, headers: dict[str, str], where: str) -> None:
             raise Corrupted(f"{where}: its Content-MD5 is not that of what arrived; fetch it again")
 
 
-def _length(headers: dict[str, str]) -> int | None:
+def _length(headers: Mapping[str, str]) -> int | None:
     value = headers.get("content-length", "")
     return int(value) if value.isdigit() else None
 

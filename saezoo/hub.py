@@ -80,7 +80,7 @@ def fetch(
         raise FetchError(f"{entry.name}: {reason} (in the cache {access.root}?)") from error
 
 
-def list_folders(
+def list_files(
     entry_or_repo: Entry | str,
     revision: str | None = None,
     *,
@@ -163,7 +163,10 @@ def _fetch_hub(entry: Entry, key: str | None, access: Access, extras: bool) -> F
     if folder in listing.files:
         if key and not FORMATS[key].suffixes:
             raise FormatError(f"{where}: an SAE of the format {key} is a folder; name that")
-        key = key or _first(match_file(folder), where, [folder])
+        found = [key] if key else match_file(folder)
+        if not found:
+            raise _no_format(where, [folder])
+        key = found[0]
         folder, _, name = folder.rpartition("/")
     start = f"{folder}/" if folder else ""
     below = {file[len(start) :]: file for file in listing.files if file.startswith(start)}
@@ -179,12 +182,14 @@ def _fetch_hub(entry: Entry, key: str | None, access: Access, extras: bool) -> F
         paths = get_files(listing, wanted, access, entry.size)
         return _root(paths[0], required[0], bool(name)), paths[: len(required)], paths
 
-    taken = key or _first(match_names(set(below)), where, list(below))
-    local, needed, paths = take(taken)
-    # names alone may fit two formats: the files themselves decide
-    if key is None and (found := detect(local)) != taken:
-        taken = found
+    candidates = [key] if key else match_names(set(below))
+    for taken in candidates:
         local, needed, paths = take(taken)
+        # names alone may fit two formats: the files themselves decide
+        if key or _detected(local) == taken:
+            break
+    else:
+        raise _no_format(where, list(below))
     _refuse_wrong_size(entry, needed, paths)
     return Fetched(local, taken, listing.commit, listing.how)
 
@@ -230,8 +235,8 @@ def _probe(url: str, access: Access) -> str:
                 raise
             refused = error
             continue
-        if paths:
-            return detect(_root(paths[0], form.files[0], False))
+        if paths and (found := _detected(_root(paths[0], form.files[0], False))):
+            return found
     raise refused or _no_format(shown(url), [])
 
 
@@ -280,10 +285,11 @@ def _refuse_wrong_size(entry: Entry, required: list[Path], all_of_them: list[Pat
     )
 
 
-def _first(found: list[str], where: str, names: list[str]) -> str:
-    if not found:
-        raise _no_format(where, names)
-    return found[0]
+def _detected(local: Path) -> str | None:
+    try:
+        return detect(local)
+    except FormatError:
+        return None
 
 
 def _no_format(where: str, names: list[str]) -> FormatError:

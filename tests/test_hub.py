@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -24,7 +25,7 @@ from saezoo.errors import (
     NoAccess,
     Offline,
 )
-from saezoo.hub import fetch, list_folders, peek
+from saezoo.hub import fetch, list_files, peek
 from tests.fakes.hub import FakeHub
 
 REPO = "org/saes"
@@ -45,7 +46,12 @@ FILES = {
     "trainer_0/config.json": b"{}",
     "trainer_1/ae.pt": WEIGHTS,
     "gpt2/8.pt": WEIGHTS,
+    "mixed/cfg.json": CFG,
+    "mixed/config.json": b'{"of": "another tool"}',
+    "mixed/sae.safetensors": WEIGHTS,
     "else/weights.onnx": b"",
+    "foreign/config.json": b'{"of": "another tool"}',
+    "foreign/sae.safetensors": WEIGHTS,
 }
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
 
@@ -55,9 +61,10 @@ def entry(path: str = "layers.10", **facts: object) -> Entry:
 
 
 def downloads(hub: FakeHub) -> list[str]:
-    """The files whose bodies were asked for, without the folder of the repo and revision."""
-    asked = [path for method, path, _ in hub.requests if method == "GET" and "/resolve/" in path]
-    return sorted(path.split("/resolve/")[1].partition("/")[2] for path in asked)
+    """The files whose bodies were sent, by the Hub or by its storage, as they are in the repo."""
+    bodies = re.compile(rf"/{REPO}/resolve/[^/]+/(.+)|/storage/{REPO}/[^/]+/(.+)")
+    asked = [bodies.fullmatch(path) for method, path, _ in hub.requests if method == "GET"]
+    return sorted(found[1] or found[2] for found in asked if found)
 
 
 def content(path: Path) -> dict[str, bytes]:
@@ -109,6 +116,14 @@ def test_an_sae_that_is_one_file_is_fetched_as_that_file(hub, commit, path, form
     assert fetched.path.name == Path(path).name
     assert [item.name for item in fetched.path.parent.iterdir() if item != fetched.path] == beside
     assert len(downloads(hub)) == 1 + len(beside)
+
+
+def test_a_folder_whose_names_fit_two_formats_is_what_its_files_say():
+    assert fetch(entry("mixed")).format == "sparsify"
+    assert fetch(entry("mixed"), local_files_only=True).format == "sparsify"
+    for _ in range(2):
+        with pytest.raises(FormatError, match="Looked for"):
+            fetch(entry("foreign"))
 
 
 def test_extras_of_a_native_folder_come_only_when_asked_for(hub):
@@ -178,12 +193,12 @@ def test_a_memory_of_a_branch_that_is_broken_is_asked_for_again(cache):
 
 
 def test_the_files_of_a_repo_are_listed_by_one_request(hub):
-    assert list_folders(REPO) == sorted(FILES)
-    assert list_folders(entry()) == sorted(FILES)
-    assert list_folders(f"hf://{REPO}", local_files_only=True) == sorted(FILES)
+    assert list_files(REPO) == sorted(FILES)
+    assert list_files(entry()) == sorted(FILES)
+    assert list_files(f"hf://{REPO}", local_files_only=True) == sorted(FILES)
     assert len(hub.requests) == 1
     with pytest.raises(BadName, match="only the files of a Hub repo"):
-        list_folders(Entry(source="https://example.com"))
+        list_files(Entry(source="https://example.com"))
 
 
 def test_peek_says_what_is_cached_without_a_request(hub, commit):

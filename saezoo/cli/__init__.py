@@ -12,7 +12,7 @@ from saezoo.cli.convert import convert
 from saezoo.cli.demo import demo
 from saezoo.cli.download import download
 from saezoo.cli.info import info
-from saezoo.cli.list import list_
+from saezoo.cli.listing import list_
 from saezoo.errors import SaezooError
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -27,14 +27,14 @@ def print_json(value: Any) -> None:
 
 
 def console(*, err: bool = False) -> "Console":
-    """A rich console; in a pipe it is 100 columns wide and has no colour."""
+    """A rich console; in a pipe it is 120 columns wide and has no colour."""
     import sys
 
     from rich.console import Console
 
     stream = sys.stderr if err else sys.stdout
     return Console(
-        stderr=err, highlight=False, width=None if stream.isatty() else 100, soft_wrap=False
+        stderr=err, highlight=False, width=None if stream.isatty() else 120, soft_wrap=False
     )
 
 
@@ -46,8 +46,10 @@ def print_table(
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in columns:
-        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for number, name in enumerate(columns):
+        justify: Literal["left", "right"] = "right" if name in right else "left"
+        # what stands first is a name, to be copied whole
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=number == 0)
     for row in rows:
         table.add_row(*["" if value is None else escape(str(value)) for value in row])
     console().print(table)

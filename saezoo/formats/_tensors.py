@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from saezoo.entry import Entry
 from saezoo.errors import FormatError, MissingFile, NotFinite, UnsafeFile
 
 MAX_BYTES = 64 * 2**30
@@ -103,6 +104,32 @@ def take(raw: dict[str, Tensor], key: str, where: Path, *, dims: int | None = No
     if dims is not None and value.dim() != dims:
         raise FormatError(f"{where}: {key} is {tuple(value.shape)}, expected {dims} dimensions")
     return value
+
+
+def whole_number(data: Mapping[str, Any], key: str, where: Path) -> int:
+    """A positive whole number of a config. Raises FormatError for anything else."""
+    value = data.get(key)
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise FormatError(f"{where}: {key} is {value!r}, expected a positive whole number")
+    return value
+
+
+def yes_or_no(data: Mapping[str, Any], key: str, where: Path) -> bool:
+    """A flag of a config, False where it is not there. Raises FormatError for anything else."""
+    value = data.get(key, False)
+    if not isinstance(value, bool):
+        raise FormatError(f"{where}: {key} is {value!r}, expected true or false")
+    return value
+
+
+def expect_facts(entry: Entry | None, found: Mapping[str, object], where: Path) -> None:
+    """Raise FormatError when the registry states another d_in, d_sae or k than the files have."""
+    for key, value in found.items():
+        stated = getattr(entry, key, None) if entry is not None else None
+        if stated is not None and value is not None and stated != value:
+            raise FormatError(f"{where}: {key} is {value}, but the registry states {stated}")
 
 
 def refuse_rest(raw: Mapping[str, object], where: Path, title: str) -> None:

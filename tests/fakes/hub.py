@@ -23,7 +23,9 @@ class Repo:
 
 
 class FakeHub(FakeServer):
-    """Repos as the Hub serves them: /api/models/… and /ORG/REPO/resolve/REVISION/FILE."""
+    """Repos as the Hub serves them: /api/models/…, /ORG/REPO/resolve/REVISION/FILE, and LFS
+    files from a storage host that it sends on to.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,6 +52,11 @@ class FakeHub(FakeServer):
             return self._model(found[1], found[2] or "main", token)
         if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._file(found[1], found[2], found[3], token)
+        if found := re.fullmatch(r"/storage/([^/]+/[^/]+)/([^/]+)/(.+)", path):
+            assert not token, "a token left the Hub"
+            return Answer(
+                200, {"ETag": '"its-own"'}, self.repos[found[1]].commits[found[2]][found[3]]
+            )
         return Answer(404)
 
     def _find(self, name: str, revision: str, token: str) -> tuple[Repo, str] | Answer:
@@ -85,8 +92,10 @@ class FakeHub(FakeServer):
         if file.endswith(LFS):
             headers["X-Linked-Etag"] = f'"{hashlib.sha256(body).hexdigest()}"'
             headers["X-Linked-Size"] = str(len(body))
-            headers["ETag"] = '"of-the-storage"'
-        else:
-            blob = b"blob %d\0" % len(body) + body
-            headers["ETag"] = f'"{hashlib.sha1(blob, usedforsecurity=False).hexdigest()}"'
+            # another host name, so that the client takes it for the storage that it is
+            storage = self.url.replace("127.0.0.1", "localhost")
+            headers["Location"] = f"{storage}/storage/{name}/{commit}/{file}"
+            return Answer(302, headers)
+        blob = b"blob %d\0" % len(body) + body
+        headers["ETag"] = f'"{hashlib.sha1(blob, usedforsecurity=False).hexdigest()}"'
         return Answer(200, headers, body)

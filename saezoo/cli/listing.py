@@ -1,0 +1,111 @@
+"""`saezoo list`"""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from saezoo.cli._print import human_bytes, json_option, print_json, print_table
+
+if TYPE_CHECKING:
+    from saezoo.entry import Entry
+    from saezoo.search import Listing
+
+PAGE = 40
+
+
+@click.command(name="list")
+@click.argument("release", required=False)
+@click.option("--model", help="A HuggingFace id, or its last part.")
+@click.option("--layer", type=int, multiple=True, help="A layer; may be given again for more.")
+@click.option("--site", help="Such as resid_post, mlp_out, attn_out.")
+@click.option("--width", help="How many features: a number, or 16k.")
+@click.option("--l0", help="A range such as 50..150.")
+@click.option("--search", help="Words that must all appear.")
+@click.option("--names", is_flag=True, help="Only the names, one a line, all of them.")
+@json_option
+def list_(
+    release: str | None,
+    model: str | None,
+    layer: tuple[int, ...],
+    site: str | None,
+    width: str | None,
+    l0: str | None,
+    search: str | None,
+    names: bool,
+    as_json: bool,
+) -> None:
+    """List releases, or the SAEs of a RELEASE or of a search.
+
+    \b
+    Example: saezoo list
+             saezoo list openai-gpt2-small
+             saezoo list --model gemma-2-2b --layer 12 --width 16k
+    """
+    from saezoo.search import find_all
+
+    narrowed = any((release, model, layer, site, width, l0, search))
+    if not narrowed and not names and not as_json:
+        _print_releases()
+        return
+    found = find_all(model, layer or None, site, width, l0, search, release, list_files=_list_files)
+    for name, reason in found.not_listed.items():
+        click.echo(
+            f"saezoo: {name} is not listed ({reason}); its names load all the same", err=True
+        )
+    if as_json:
+        print_json([entry.to_json() | {"name": entry.name} for entry in found.entries])
+    elif names:
+        click.echo("".join(f"{entry.name}\n" for entry in found.entries), nl=False)
+    else:
+        _print_entries(found)
+
+
+def _list_files(entry: "Entry") -> list[str]:
+    from saezoo.hub import list_files
+
+    return list_files(entry)
+
+
+def _print_releases() -> None:
+    from saezoo.registry import expand, read_release, release_names
+
+    rows, total = [], 0
+    for name in release_names():
+        release = read_release(name)
+        count = len(expand(release))
+        total += count
+        model = str((release.shared.get("site") or {}).get("model", ""))
+        rows.append(
+            (name, "open" if release.is_open else f"{count:,}", model, release.shared["format"])
+        )
+    print_table(["release", "SAEs", "model", "format"], rows, right=["SAEs"])
+    click.echo(
+        f"\n{total:,} SAEs in {len(rows)} releases; an open one has as many as its repo has folders. "
+        "`saezoo list RELEASE` shows its SAEs."
+    )
+
+
+def _print_entries(found: "Listing") -> None:
+    rows = [
+        (
+            entry.name,
+            entry.site.point if entry.site else None,
+            entry.layer,
+            f"{entry.d_sae:,}" if entry.d_sae else None,
+            entry.k or entry.l0,
+            human_bytes(entry.size),
+        )
+        for entry in found.entries[:PAGE]
+    ]
+    if not rows:
+        click.echo("no registered SAE fits all of this; `saezoo list` shows the releases")
+        return
+    print_table(
+        ["name", "site", "layer", "features", "k or L0", "size"],
+        rows,
+        right=["layer", "features", "k or L0", "size"],
+    )
+    if len(found.entries) > PAGE:
+        click.echo(
+            f"… and {len(found.entries) - PAGE:,} more: narrow it, or --names or --json for all"
+        )

@@ -1,0 +1,281 @@
+"""The registry: one YAML per release, read one at a time; from a name to an Entry.
+
+This is the only file that knows where the YAML lies. registry/README.md shows the schema by
+example."""
+
+import difflib
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from saezoo.config import Spec, one_line
+from saezoo.entry import Entry
+from saezoo.errors import AmbiguousName, BadName, RegistryError, UnknownSAE
+from saezoo.names import Name, parse_name
+
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+RANGE = re.compile(r"(\d+)\.\.(\d+)")
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+LIMIT = 20_000
+"""The most ids that the families of one release may stand for."""
+
+
+class Family(Spec):
+    """Ids by pattern: every combination of the values in `each`, put into every {placeholder}."""
+
+    id: str
+    each: dict[str, str | list[str | int]]
+    """Placeholder -> values; "0..11" is a range, both ends included."""
+    facts: dict[str, Any] = Field(default_factory=dict)
+    """Any key of Entry; strings may hold placeholders, and those of nothing but a placeholder
+    and digits become numbers."""
+
+
+class OpenIds(Spec):
+    """A release whose ids are the folders of its repo: which folders are SAEs, and their sites."""
+
+    id: str
+    """Pattern, such as `layers.{layer}.mlp`; {layer} is a number, any other placeholder a word."""
+    facts: dict[str, Any] = Field(default_factory=dict)
+
+
+class Release(Spec):
+    """One YAML file."""
+
+    release: str
+    about: str
+    shared: dict[str, Any] = Field(default_factory=dict)
+    """Facts of every SAE of the release (any key of Entry); a row's own win."""
+    saes: list[dict[str, Any]] = Field(default_factory=list)
+    families: list[Family] = Field(default_factory=list)
+    open: list[OpenIds] = Field(default_factory=list)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its ids are not enumerated here."""
+        return bool(self.open)
+
+
+def find_sae(
+    name: str | os.PathLike[str] | Name,
+    id: str | None = None,  # noqa: A002 the name that SAELens' users know
+    *,
+    revision: str | None = None,
+) -> Entry:
+    """What is known of an SAE, by any kind of name; nothing is fetched.
+
+    Raises BadName, UnknownSAE (listing the closest), AmbiguousName or RegistryError.
+    """
+    parsed = name if isinstance(name, Name) else parse_name(name, id, revision=revision)
+    if parsed.kind == "hub":
+        return Entry(source=f"hf://{parsed.repo}", path=parsed.path, revision=parsed.revision)
+    if parsed.kind == "https":
+        return Entry(source=parsed.url)
+    if parsed.kind == "local":
+        if parsed.revision or revision:
+            raise BadName(f"{parsed.path}: only Hub repos have revisions")
+        return Entry(source=parsed.path)
+    return _with_revision(_find_registered(parsed), parsed.revision)
+
+
+def release_names() -> list[str]:
+    """The names of all releases, sorted."""
+    return sorted(path.stem for path in registry_folder().glob("*.yaml"))
+
+
+def read_release(release: str) -> Release:
+    """One release's YAML. Raises UnknownSAE if there is none, RegistryError if it is wrong."""
+    path = registry_folder() / f"{release}.yaml"
+    if release not in release_names():
+        raise _no_release(release, None)
+    return _parse(path, path.stat().st_mtime_ns)
+
+
+def expand(release: Release) -> dict[str, Entry]:
+    """Every enumerated id of a release and its Entry, in the order of the file.
+
+    Raises RegistryError for an id that appears twice, an unknown key or too many ids.
+    """
+    where = f"registry/{release.release}.yaml"
+    entries: dict[str, Entry] = {}
+    for row in itertools.chain(
+        release.saes, *(_rows(family, where) for family in release.families)
+    ):
+        if not isinstance(row.get("id"), str):
+            raise RegistryError(f"{where}: a row without an id: {str(row)[:80]}")
+        if row["id"] in entries:
+            raise RegistryError(f"{where}: the id {row['id']!r} appears twice")
+        entries[row["id"]] = _entry(release, row, where)
+        if len(entries) > LIMIT:
+            raise RegistryError(f"{where}: more than {LIMIT:,} ids")
+    return entries
+
+
+def match_open(release: Release, id: str) -> Entry | None:  # noqa: A002
+    """The Entry of an id of an open release, or None if no pattern allows it."""
+    for pattern in release.open:
+        parts = [
+            re.escape(part) if place % 2 == 0 else _group(part)
+            for place, part in enumerate(PLACEHOLDER.split(pattern.id))
+        ]
+        if found := re.fullmatch("".join(parts), id):
+            row = _fill({"id": id, "path": id} | pattern.facts, found.groupdict())
+            return _entry(release, row, f"registry/{release.release}.yaml")
+    return None
+
+
+@lru_cache(maxsize=1)
+def registry_folder() -> Path:
+    """registry/ of a checkout, or the installed copy of it."""
+    installed = Path(__file__).parent / "_registry"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "registry"
+
+
+def _find_registered(name: Name) -> Entry:
+    if name.release not in release_names():
+        raise _no_release(name.release, name.id)
+    release = read_release(name.release)
+    if name.id is None:
+        raise UnknownSAE(
+            f"{name.release} is a release of {_count(release)}: give one, such as "
+            f"{name.release}/{_example(release)}. See all: saezoo list {name.release}"
+        )
+    found = _one(release, name.id) or match_open(release, name.id)
+    if found is None:
+        raise UnknownSAE(_closest_ids(release, name.id))
+    return found
+
+
+def _one(release: Release, id: str) -> Entry | None:  # noqa: A002
+    """One enumerated id, without making an Entry of all the others."""
+    where = f"registry/{release.release}.yaml"
+    for row in itertools.chain(
+        release.saes, *(_rows(family, where) for family in release.families)
+    ):
+        if row.get("id") == id:
+            return _entry(release, row, where)
+    return None
+
+
+def _no_release(release: str, id: str | None) -> UnknownSAE:  # noqa: A002
+    close = difflib.get_close_matches(release, release_names(), n=4, cutoff=0.5)
+    hint = f" Closest releases: {', '.join(close)}." if close else ""
+    if id is None:
+        return UnknownSAE(f"no release {release!r}.{hint} See all: saezoo list")
+    both = f"{release}/{id}"
+    return AmbiguousName(
+        f"no release {release!r}, so {both!r} is no name here.{hint} If it is a HuggingFace repo "
+        f"write hf://{both}, if it is a local folder write ./{both}"
+    )
+
+
+def _closest_ids(release: Release, id: str) -> str:  # noqa: A002
+    ids = list(expand(release))
+    if release.is_open:
+        patterns = ", ".join(pattern.id for pattern in release.open)
+        return (
+            f"no SAE {id!r} in release {release.release!r}: its ids are the folders of "
+            f"{release.shared.get('source')}, and read {patterns}"
+        )
+    # digits tell siblings apart: without them one layer is as close as any other
+    close = difflib.get_close_matches(id, ids, n=4, cutoff=0.4) or ids[:4]
+    return (
+        f"no SAE {id!r} in release {release.release!r}. Closest: {', '.join(close)}. "
+        f"See all: saezoo list {release.release}"
+    )
+
+
+def _count(release: Release) -> str:
+    return "any number of SAEs" if release.is_open else f"{len(expand(release)):,} SAEs"
+
+
+def _example(release: Release) -> str:
+    return (
+        release.open[0].id.replace("{layer}", "0")
+        if release.is_open
+        else next(iter(expand(release)))
+    )
+
+
+@lru_cache(maxsize=512)
+def _parse(path: Path, _changed: int) -> Release:
+    where = f"registry/{path.name}"
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506 a safe loader
+        release = Release.model_validate(data)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise RegistryError(
+            f"{where}{line}: not YAML ({getattr(error, 'problem', error)})"
+        ) from None
+    except ValidationError as error:
+        raise RegistryError(f"{where}: {one_line(error)}") from None
+    if release.release != path.stem:
+        raise RegistryError(
+            f"{where}: release is {release.release!r}, but the file says {path.stem!r}"
+        )
+    return release
+
+
+def _rows(family: Family, where: str) -> Iterator[dict[str, Any]]:
+    names = set(PLACEHOLDER.findall(family.id))
+    if names != set(family.each):
+        raise RegistryError(
+            f"{where}: the id {family.id!r} and `each` name different placeholders: "
+            f"{', '.join(sorted(names ^ set(family.each)))}"
+        )
+    for values in itertools.product(*(_values(choice) for choice in family.each.values())):
+        yield _fill({"id": family.id} | family.facts, dict(zip(family.each, values, strict=True)))
+
+
+def _values(choice: str | list[str | int]) -> list[str]:
+    if isinstance(choice, list):
+        return [str(value) for value in choice]
+    if found := RANGE.fullmatch(choice):
+        return [str(value) for value in range(int(found[1]), int(found[2]) + 1)]
+    return [choice]
+
+
+def _fill(value: Any, known: dict[str, str]) -> Any:
+    """Put values into placeholders, in strings however deep."""
+    if isinstance(value, dict):
+        return {key: _fill(item, known) for key, item in value.items()}
+    if not isinstance(value, str) or "{" not in value:
+        return value
+    text = PLACEHOLDER.sub(lambda found: known.get(found[1], found[0]), value)
+    return int(text) if PLACEHOLDER.fullmatch(value) and text.isdigit() else text
+
+
+def _group(name: str) -> str:
+    return rf"(?P<{name}>\d+)" if name == "layer" else rf"(?P<{name}>[\w-]+)"
+
+
+def _entry(release: Release, row: dict[str, Any], where: str) -> Entry:
+    facts = release.shared | row | {"release": release.release}
+    for key in ("site", "out_site"):
+        ours, own = release.shared.get(key), row.get(key)
+        if isinstance(ours, dict) and isinstance(own, dict):
+            facts[key] = ours | own
+    try:
+        return Entry.model_validate(facts)
+    except ValidationError as error:
+        raise RegistryError(f"{where}: {row.get('id')}: {one_line(error)}") from None
+
+
+def _with_revision(entry: Entry, revision: str | None) -> Entry:
+    if revision is None:
+        return entry
+    if not entry.source.startswith("hf://"):
+        raise BadName(f"{entry.name} is not on the Hub, so it has no revision {revision!r}")
+    # what is stated of one revision's files says nothing of another's
+    return entry.model_copy(update={"revision": revision, "sha256": None, "size": None})

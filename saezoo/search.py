@@ -1,0 +1,144 @@
+"""Find SAEs by what they are: model, layer, site, width, L0, words."""
+
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from saezoo.entry import Entry
+from saezoo.errors import BadName, FetchError
+from saezoo.registry import Release, expand, match_open, read_release, release_names
+
+Numbers = int | Collection[int] | None
+Span = str | float | tuple[float, float] | None
+
+
+@dataclass
+class Listing:
+    """What a search found, and what could not be searched."""
+
+    entries: list[Entry] = field(default_factory=list)
+    not_listed: dict[str, str] = field(default_factory=dict)
+    """Open release -> why its folders could not be listed; its names load all the same."""
+
+
+def list_saes(
+    model: str | None = None,
+    layer: Numbers = None,
+    site: str | None = None,
+    width: int | str | None = None,
+    l0: Span = None,
+    search: str | None = None,
+    release: str | None = None,
+    *,
+    list_files: Callable[[Entry], list[str]] | None = None,
+) -> list[Entry]:
+    """Registered SAEs that fit every filter given, in the order of their releases.
+
+    model: a HuggingFace id, or its last part. layer: one, or several. site: a point such as
+    `resid_post`. width: a number, or `16k`. l0: `50..150`, (50, 150), or one number. search: words,
+    all of which must appear in name, model, format or author.
+    list_files: how to ask for the files of an open release's repo (`saezoo.hub.list_files`);
+    without it, or when it fails, such a release is left out.
+    """
+    return find_all(model, layer, site, width, l0, search, release, list_files=list_files).entries
+
+
+def find_all(
+    model: str | None = None,
+    layer: Numbers = None,
+    site: str | None = None,
+    width: int | str | None = None,
+    l0: Span = None,
+    search: str | None = None,
+    release: str | None = None,
+    *,
+    list_files: Callable[[Entry], list[str]] | None = None,
+) -> Listing:
+    """Like `list_saes`, and says which open releases could not be listed, and why."""
+    wanted_width = None if width is None else parse_width(width)
+    layers = None if layer is None else {layer} if isinstance(layer, int) else set(layer)
+    span = None if l0 is None else parse_span(l0)
+    listing = Listing()
+    for name in [release] if release else release_names():
+        known = read_release(name)
+        if model is not None and not _same_model(known, model):
+            continue
+        for entry in _entries(known, listing, list_files):
+            if (
+                (layers is None or entry.layer in layers)
+                and (site is None or (entry.site is not None and entry.site.point == site))
+                and (wanted_width is None or entry.width == wanted_width)
+                and (span is None or (entry.l0 is not None and span[0] <= entry.l0 <= span[1]))
+                and (search is None or _has_words(entry, known, search))
+            ):
+                listing.entries.append(entry)
+    return listing
+
+
+def parse_width(width: int | str) -> int:
+    """`16k` is 16,384 and `1m` is 1,048,576, as the field writes powers of two; a number is itself.
+
+    Raises BadName for anything else.
+    """
+    if isinstance(width, int):
+        return width
+    found = re.fullmatch(r"(\d+)([km]?)", width.strip().lower())
+    if not found:
+        raise BadName(f"width {width!r}: write a number, 16k or 1m")
+    number = int(found[1])
+    if not found[2]:
+        return number
+    exact = number * (1000 if found[2] == "k" else 1_000_000)
+    # 65k is 65,536 and 131k is 131,072: the power of two whose thousands are these
+    powers = [2**bits for bits in range(8, 28)]
+    unit = 1000 if found[2] == "k" else 1_000_000
+    return next((power for power in powers if power // unit == number), exact)
+
+
+def parse_span(l0: str | float | tuple[float, float]) -> tuple[float, float]:
+    """(lowest, highest) of `50..150`, `50..`, `..150`, a pair, or one number. Raises BadName."""
+    if isinstance(l0, tuple):
+        return l0
+    if isinstance(l0, int | float):
+        return (l0, l0)
+    low, dots, high = l0.partition("..")
+    try:
+        if not dots:
+            return (float(low), float(low))
+        return (float(low or "-inf"), float(high or "inf"))
+    except ValueError:
+        raise BadName(f"l0 {l0!r}: write 50..150, or one number") from None
+
+
+def _entries(
+    release: Release, listing: Listing, list_files: Callable[[Entry], list[str]] | None
+) -> list[Entry]:
+    entries = list(expand(release).values())
+    if not release.is_open:
+        return entries
+    if list_files is None:
+        listing.not_listed[release.release] = "its repo was not asked"
+        return entries
+    try:
+        files = list_files(Entry(source=release.shared["source"]))
+    except FetchError as error:
+        listing.not_listed[release.release] = str(error)
+        return entries
+    folders = sorted({file.rpartition("/")[0] for file in files} - {""}, key=_natural)
+    found = (match_open(release, folder) for folder in folders)
+    return entries + [entry for entry in found if entry is not None]
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """Sorts layers.10 after layers.9."""
+    return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", text)]
+
+
+def _same_model(release: Release, model: str) -> bool:
+    own = str((release.shared.get("site") or {}).get("model", "")).lower()
+    return model.lower() in (own, own.rpartition("/")[2])
+
+
+def _has_words(entry: Entry, release: Release, words: str) -> bool:
+    text = f"{entry.name} {entry.model} {entry.format} {entry.author} {release.about}".lower()
+    return all(word in text for word in words.lower().split())
