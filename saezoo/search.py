@@ -55,7 +55,7 @@ def find_all(
     list_files: Callable[[Entry], list[str]] | None = None,
 ) -> Listing:
     """Like `list_saes`, and says which open releases could not be listed, and why."""
-    wanted_width = None if width is None else parse_width(width)
+    widths = None if width is None else parse_width(width)
     layers = None if layer is None else {layer} if isinstance(layer, int) else set(layer)
     span = None if l0 is None else parse_span(l0)
     listing = Listing()
@@ -67,32 +67,23 @@ def find_all(
             if (
                 (layers is None or entry.layer in layers)
                 and (site is None or (entry.site is not None and entry.site.point == site))
-                and (wanted_width is None or entry.width == wanted_width)
-                and (span is None or (entry.l0 is not None and span[0] <= entry.l0 <= span[1]))
+                and (widths is None or _within(entry.width, widths))
+                and (span is None or _within(entry.l0, span))
                 and (search is None or _has_words(entry, known, search))
             ):
                 listing.entries.append(entry)
     return listing
 
 
-def parse_width(width: int | str) -> int:
-    """`16k` is 16,384 and `1m` is 1,048,576, as the field writes powers of two; a number is itself.
-
-    Raises BadName for anything else.
+def parse_width(width: int | str) -> tuple[int, int]:
+    """(lowest, highest) number of features: a number is itself, `16k` is every width of 16 thousand
+    and some, such as 16,384, and `1m` every one of a million and some. Raises BadName otherwise.
     """
-    if isinstance(width, int):
-        return width
-    found = re.fullmatch(r"(\d+)([km]?)", width.strip().lower())
+    found = re.fullmatch(r"(\d+)([km]?)", str(width).strip().lower())
     if not found:
         raise BadName(f"width {width!r}: write a number, 16k or 1m")
-    number = int(found[1])
-    if not found[2]:
-        return number
-    exact = number * (1000 if found[2] == "k" else 1_000_000)
-    # 65k is 65,536 and 131k is 131,072: the power of two whose thousands are these
-    powers = [2**bits for bits in range(8, 28)]
-    unit = 1000 if found[2] == "k" else 1_000_000
-    return next((power for power in powers if power // unit == number), exact)
+    unit = {"": 1, "k": 1000, "m": 1_000_000}[found[2]]
+    return int(found[1]) * unit, (int(found[1]) + 1) * unit - 1
 
 
 def parse_span(l0: str | float | tuple[float, float]) -> tuple[float, float]:
@@ -108,6 +99,10 @@ def parse_span(l0: str | float | tuple[float, float]) -> tuple[float, float]:
         return (float(low or "-inf"), float(high or "inf"))
     except ValueError:
         raise BadName(f"l0 {l0!r}: write 50..150, or one number") from None
+
+
+def _within(value: float | None, span: tuple[float, float]) -> bool:
+    return value is not None and span[0] <= value <= span[1]
 
 
 def _entries(

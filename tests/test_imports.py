@@ -16,8 +16,8 @@ TIERS = [
     {"files"},
     {"names", "config"},
     {"entry", "sparse"},
-    {"sae", "registry", "search", "formats"},
-    {"save"},
+    {"sae", "registry", "formats"},
+    {"save", "search"},
     {"transfer"},
     {"hf", "https"},
     {"hub"},
@@ -26,6 +26,7 @@ TIERS = [
     {"metrics", "host"},
     {"convert", "check", "demo"},
     {"cli"},
+    {"__main__"},
 ]
 """A module may import from the tiers above its own, and from its own package."""
 

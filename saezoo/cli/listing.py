@@ -80,8 +80,8 @@ def _print_releases() -> None:
         )
     print_table(["release", "SAEs", "model", "format"], rows, right=["SAEs"])
     click.echo(
-        f"\n{total:,} SAEs in {len(rows)} releases; an open one has as many as its repo has folders. "
-        "`saezoo list RELEASE` shows its SAEs."
+        f"\n{total:,} SAEs in {len(rows)} releases, not counting the open ones: those have as many "
+        "as their repos have folders. `saezoo list RELEASE` shows the SAEs of one."
     )
 
 

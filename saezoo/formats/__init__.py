@@ -129,7 +129,7 @@ def _marked(folder: Path, key: str) -> bool:
         return True
     try:
         data = json.loads((folder / marker[0]).read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         # a broken config is for the reader to complain about, by name and place
         return True
     return isinstance(data, dict) and marker[1] in data

@@ -131,10 +131,10 @@ def _section(data: dict[str, Any], key: str, where: Path) -> dict[str, Any]:
 def _class_of(trainer: dict[str, Any], raw: dict[str, Any], config: Path, file: Path) -> str:
     name = trainer.get("dict_class")
     if name is not None:
-        if name not in CLASSES:
+        if not isinstance(name, str) or name not in CLASSES:
             known = ", ".join(CLASSES)
             raise FormatError(f"{config}: dict_class {name!r} is not known; there are {known}")
-        return str(name)
+        return name
     keys = {str(key) for key in raw}
     if "group_sizes" in keys:
         return "MatryoshkaBatchTopKSAE"
@@ -144,7 +144,7 @@ def _class_of(trainer: dict[str, Any], raw: dict[str, Any], config: Path, file: 
     if fitting:
         # TopK and BatchTopK store the same tensors and compute different things
         raise FormatError(
-            f"{file}: could be {' or '.join(fitting)}; a config.json with trainer.dict_class decides"
+            f"{file}: could be {' or '.join(fitting)}; trainer.dict_class of a config.json decides"
         )
     raise FormatError(
         f"{file}: no class of dictionary_learning has tensors {', '.join(sorted(keys))}"

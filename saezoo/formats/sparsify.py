@@ -64,7 +64,11 @@ def read(path: Path, entry: Entry | None) -> Weights:
     if signed and activation != "topk":
         raise FormatError(f"{where}: signed with activation {activation!r} has no meaning")
     d_in, k = whole_number(data, "d_in", where), whole_number(data, "k", where)
-    d_sae = data.get("num_latents") or d_in * whole_number(data, "expansion_factor", where)
+    d_sae = (
+        whole_number(data, "num_latents", where)
+        if data.get("num_latents")
+        else d_in * whole_number(data, "expansion_factor", where)
+    )
     shapes = {"d_in": d_in, "d_sae": d_sae, "k": k}
     expect_facts(entry, shapes, where)
     site, out_site = sites_of(path.name, entry, transcode=transcode or skip)

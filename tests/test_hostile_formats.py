@@ -1,0 +1,259 @@
+"""Foreign files from strangers: no code is run, no memory is spent on lies, each is refused in one
+line.
+"""
+
+import json
+import os
+import pickle
+import struct
+import zipfile
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from saezoo.entry import Entry
+from saezoo.errors import FormatError, MissingFile, SaezooError, UnsafeFile
+from saezoo.formats import detect, format_module
+from saezoo.load import load_sae
+from tests.origins import dictionary_learning, openai, sparsify
+from tests.origins._origin import D, N
+
+SAE, TOPK, GATED = sparsify.ORIGINS[0], openai.ORIGINS[0], dictionary_learning.ORIGINS[3]
+
+
+def write(origin, folder, **changes):
+    tensors = origin.tensors(torch.Generator().manual_seed(0)) | changes
+    return origin.write(folder, {key: value for key, value in tensors.items() if value is not None})
+
+
+def refused(path, error, said, **options):
+    with pytest.raises(error) as caught:
+        load_sae(path, **options)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+CHANGED = [
+    # origin, tensors that replace others (None: left out), what is said
+    (SAE, {"encoder.bias": None}, "encoder.bias"),
+    (SAE, {"extra": torch.zeros(2)}, "extra"),
+    (SAE, {"W_dec": torch.zeros(D, N)}, "W_dec"),
+    (SAE, {"W_skip": torch.zeros(D, D)}, "W_skip"),
+    (SAE, {"encoder.weight": torch.zeros(N)}, "2 dimensions"),
+    (SAE, {"b_dec": torch.zeros(D, dtype=torch.int64)}, "int64"),
+    (SAE, {"encoder.weight": torch.zeros(N + 1, D)}, "expected"),
+    (TOPK, {"pre_bias": None}, "pre_bias"),
+    (TOPK, {"extra": torch.zeros(2)}, "extra"),
+    (TOPK, {"decoder.weight": torch.zeros(N, D)}, "W_dec"),
+    (TOPK, {"latent_bias": "words"}, "str"),
+    (GATED, {"r_mag": None}, "r_mag"),
+    (GATED, {"extra": torch.zeros(2)}, "extra"),
+    (GATED, {"gate_bias": torch.zeros(N + 1)}, "b_gate"),
+]
+
+
+@pytest.mark.parametrize(("origin", "changes", "said"), CHANGED, ids=lambda value: str(value)[:30])
+def test_missing_unknown_and_misshapen_tensors_are_named(origin, changes, said, tmp_path):
+    refused(write(origin, tmp_path, **changes), FormatError, said)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"activation": "relu"}, "relu"),
+        ({"activation": 3}, "3"),
+        ({"k": 0}, "k is 0"),
+        ({"k": 1.5}, "k is 1.5"),
+        ({"k": True}, "k is True"),
+        ({"k": None}, "k is None"),
+        ({"d_in": "6"}, "d_in"),
+        ({"transcode": "yes"}, "transcode"),
+        ({"signed": 1}, "signed"),
+        ({"signed": True, "activation": "groupmax"}, "signed"),
+        ({"num_latents": 0, "expansion_factor": 0}, "expansion_factor"),
+        ({"num_latents": "many"}, "num_latents"),
+        ({"skip_connection": True}, "W_skip"),
+    ],
+    ids=str,
+)
+def test_values_of_sparsifys_config_that_decide_arithmetic_must_be_known(change, said, tmp_path):
+    path = write(SAE, tmp_path)
+    (path / "cfg.json").write_text(json.dumps(sparsify.FULL | change))
+    refused(path, FormatError, said)
+
+
+def test_k_larger_than_the_number_of_latents_is_refused(tmp_path):
+    path = write(SAE, tmp_path)
+    (path / "cfg.json").write_text(json.dumps(sparsify.FULL | {"k": N + 1}))
+    refused(path, SaezooError, "more than d_sae")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "said"),
+    [
+        ({"dict_class": "Transformer"}, "Transformer"),
+        ({"dict_class": ["a"]}, "dict_class"),
+        ({"activation_dim": 7}, "activation_dim"),
+        ({"dict_size": 25}, "dict_size"),
+        ({"dict_class": "AutoEncoder"}, "bias"),
+    ],
+    ids=str,
+)
+def test_a_config_that_contradicts_its_tensors_is_refused(trainer, said, tmp_path):
+    path = write(GATED, tmp_path)
+    data = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({"trainer": data["trainer"] | trainer}))
+    refused(path, FormatError, said)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"trainer": 3}', '{"buffer": []}{', "\xff"])
+def test_a_broken_config_of_dictionary_learning_is_refused(content, tmp_path):
+    path = write(GATED, tmp_path)
+    (path / "config.json").write_bytes(content.encode("latin-1"))
+    refused(path, FormatError, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("activation", "state", "said"),
+    [
+        ("Tanh", {}, "Tanh"),
+        ("Identity", {}, "Identity"),
+        (None, {}, "None"),
+        ("TopK", {}, "k is None"),
+        ("TopK", {"k": -3}, "k is -3"),
+        ("TopK", {"k": 3, "postact_fn": "Tanh"}, "Tanh"),
+    ],
+)
+def test_activations_that_openais_code_does_not_have_are_refused(activation, state, said, tmp_path):
+    tensors = TOPK.tensors(torch.Generator().manual_seed(0))
+    refused(openai.writer(activation, **state)(tmp_path, tensors), FormatError, said)
+
+
+@pytest.mark.parametrize("fact", [{"d_in": 7}, {"d_sae": 25}, {"k": 4}], ids=str)
+@pytest.mark.parametrize("origin", [SAE, TOPK], ids=str)
+def test_a_file_that_contradicts_the_registry_is_refused(origin, fact, tmp_path):
+    path = write(origin, tmp_path)
+    with pytest.raises(FormatError, match="registry states"):
+        format_module(origin.format).read(path, Entry(source=str(path), **fact))
+
+
+class Bomb:
+    """Unpickled by the trusting, it makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("origin", [TOPK, GATED], ids=str)
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "legacy"])
+def test_a_pickle_that_wants_to_run_code_is_refused_and_runs_none(origin, old, tmp_path):
+    path = write(origin, tmp_path)
+    file = path / "ae.pt" if path.is_dir() else path
+    torch.save({"bias": Bomb(tmp_path / "run")}, file, _use_new_zipfile_serialization=not old)
+    refused(path, UnsafeFile, "more than tensors")
+    file.write_bytes(pickle.dumps(Bomb(tmp_path / "run")))
+    refused(path, FormatError, file.name)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tensor_that_shows_one_number_a_thousand_times_is_refused(tmp_path):
+    path = write(TOPK, tmp_path, **{"encoder.weight": torch.zeros(1).expand(N, D)})
+    refused(path, UnsafeFile, "claims")
+
+
+def test_an_archive_that_deflates_a_hundredfold_is_refused_unread(tmp_path):
+    path = write(GATED, tmp_path)
+    torch.save({"bias": torch.zeros(20_000_000)}, path / "ae.pt")
+    with (
+        zipfile.ZipFile(path / "ae.pt") as plain,
+        zipfile.ZipFile(path / "small", "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for member in plain.infolist():
+            small.writestr(member.filename, plain.read(member))
+    (path / "small").rename(path / "ae.pt")
+    assert (path / "ae.pt").stat().st_size < 1_000_000
+    refused(path, UnsafeFile, "deflates")
+
+
+def test_an_archive_that_says_it_holds_terabytes_is_refused_unread(tmp_path):
+    path = write(GATED, tmp_path)
+    raw = bytearray((path / "ae.pt").read_bytes())
+    place = raw.index(b"PK\x01\x02") + 24
+    raw[place : place + 4] = struct.pack("<I", 0xFFFFFFF0)
+    (path / "ae.pt").write_bytes(bytes(raw))
+    refused(path, FormatError, "ae.pt")
+
+
+@pytest.mark.parametrize("origin", [SAE, TOPK, GATED], ids=str)
+@pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.97])
+def test_a_file_cut_short_is_not_taken_for_whole(origin, keep, tmp_path):
+    path = write(origin, tmp_path)
+    file = path if path.is_file() else next(path.glob("*.pt"), path / "sae.safetensors")
+    raw = file.read_bytes()
+    file.write_bytes(raw[: int(len(raw) * keep)])
+    refused(path, FormatError, file.name)
+
+
+@pytest.mark.parametrize("origin", [SAE, TOPK, GATED], ids=str)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_damage_ends_in_a_saezoo_error_or_a_module_of_sound_shapes(
+    origin, data, tmp_path_factory
+):
+    path = write(origin, tmp_path_factory.mktemp("fuzz"))
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    file = data.draw(st.sampled_from(files))
+    raw = bytearray(file.read_bytes())
+    for _ in range(data.draw(st.integers(1, 5))):
+        place = data.draw(st.integers(0, len(raw) - 1))
+        length = data.draw(st.integers(1, 20))
+        raw[place : place + length] = data.draw(st.binary(max_size=20))
+        if not raw:
+            break
+    file.write_bytes(bytes(raw))
+    said = ""
+    try:
+        sae = load_sae(path, format=origin.format)
+    except SaezooError as error:
+        said = str(error)
+    else:
+        assert sae.W_enc.shape == (sae.d_in, sae.d_sae)
+    assert "\n" not in said
+
+
+def test_a_folder_of_no_known_format_says_what_was_looked_for(tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"x")
+    with pytest.raises(FormatError) as caught:
+        detect(tmp_path)
+    for looked in (
+        "config.json + sae.safetensors (native)",
+        "cfg.json + sae.safetensors (sparsify)",
+        "ae.pt",
+    ):
+        assert looked in str(caught.value)
+    with pytest.raises(FormatError, match=r"\*\.pt \(openai\)"):
+        detect(tmp_path / "model.bin")
+    with pytest.raises(MissingFile):
+        detect(tmp_path / "nothing")
+
+
+def test_a_format_that_does_not_exist_is_refused_with_those_that_do(tmp_path):
+    refused(write(SAE, tmp_path), FormatError, "native, openai, sparsify", format="nonsense")
+
+
+def test_files_of_another_format_than_the_one_named_are_refused(tmp_path):
+    refused(write(SAE, tmp_path), SaezooError, "native", format="native")
+    refused(write(TOPK, tmp_path / "b"), FormatError, "bias", format="dictionary_learning")
+
+
+def test_extra_dimensions_of_one_are_no_matrix(tmp_path):
+    path = write(SAE, tmp_path)
+    tensors = SAE.tensors(torch.Generator().manual_seed(0))
+    save_file(tensors | {"W_dec": tensors["W_dec"].unsqueeze(0)}, path / "sae.safetensors")
+    refused(path, FormatError, "2 dimensions")

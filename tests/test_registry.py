@@ -1,0 +1,359 @@
+"""The registry: every file holds, names find what they should, and wrong YAML is refused by file
+and key.
+"""
+
+import pytest
+
+from saezoo import registry
+from saezoo.errors import AmbiguousName, BadName, FetchError, RegistryError, UnknownSAE
+from saezoo.formats import FORMATS
+from saezoo.registry import expand, find_sae, match_open, read_release, release_names
+from saezoo.search import find_all, list_saes, parse_span, parse_width
+
+COUNTS = {
+    "openai-gpt2-small": 144,
+    "smollm2-135m-instruct": 1,
+    "gpt-oss-20b-andyrdt": 6,
+    "llama-3.1-8b-instruct-andyrdt": 7,
+    "qwen2.5-7b-instruct-andyrdt": 7,
+    "sae_bench_gemma-2-2b_topk_width-2pow12_date-1109": 144,
+    "sae_bench_gemma-2-2b_topk_width-2pow14_date-1109": 144,
+    "sae_bench_gemma-2-2b_topk_width-2pow16_date-1109": 18,
+    "sae_bench_gemma-2-2b_vanilla_width-2pow12_date-1109": 144,
+    "sae_bench_gemma-2-2b_vanilla_width-2pow14_date-1109": 144,
+    "sae_bench_gemma-2-2b_vanilla_width-2pow16_date-1109": 18,
+    "sae_bench_pythia70m_sweep_gated_ctx128_0730": 40,
+    "sae_bench_pythia70m_sweep_panneal_ctx128_0730": 56,
+    "sae_bench_pythia70m_sweep_standard_ctx128_0712": 44,
+    "sae_bench_pythia70m_sweep_topk_ctx128_0730": 48,
+    "saebench_gemma-2-2b_width-2pow12_date-0108": 6,
+    "saebench_gemma-2-2b_width-2pow14_date-0107": 6,
+    "saebench_gemma-2-2b_width-2pow16_date-0107": 6,
+}
+
+OPENAI = "https://openaipublic.blob.core.windows.net/sparse-autoencoder/gpt2-small"
+
+FOUND = [
+    # name, source, path, layer, module, hook
+    (
+        "openai-gpt2-small/mlp_post_act/0",
+        OPENAI,
+        "mlp_post_act/autoencoders/0.pt",
+        0,
+        "transformer.h.0.mlp.act",
+        "blocks.0.mlp.hook_post",
+    ),
+    (
+        "openai-gpt2-small/resid_delta_mlp_v4/11",
+        OPENAI,
+        "resid_delta_mlp_v4/autoencoders/11.pt",
+        11,
+        "transformer.h.11.mlp",
+        "blocks.11.hook_mlp_out",
+    ),
+    (
+        "openai-gpt2-small/resid_post_attn_v5_128k/7",
+        OPENAI,
+        "resid_post_attn_v5_128k/autoencoders/7.pt",
+        7,
+        "transformer.h.7.ln_2",
+        "blocks.7.hook_resid_mid",
+    ),
+    (
+        "sae_bench_gemma-2-2b_topk_width-2pow12_date-1109/blocks.5.hook_resid_post__trainer_5_step_9765",
+        "hf://canrager/saebench_gemma-2-2b_width-2pow12_date-1109",
+        "gemma-2-2b_topk_width-2pow12_date-1109/resid_post_layer_5_checkpoints/trainer_5_step_9765",
+        5,
+        "model.layers.5",
+        "blocks.5.hook_resid_post",
+    ),
+    (
+        "sae_bench_pythia70m_sweep_gated_ctx128_0730/blocks.4.hook_resid_post__trainer_7",
+        "hf://canrager/lm_sae",
+        "pythia70m_sweep_gated_ctx128_0730/resid_post_layer_4/trainer_7",
+        4,
+        "gpt_neox.layers.4",
+        "blocks.4.hook_resid_post",
+    ),
+    (
+        "qwen2.5-7b-instruct-andyrdt/resid_post_layer_27_trainer_1",
+        "hf://andyrdt/saes-qwen2.5-7b-instruct",
+        "resid_post_layer_27/trainer_1",
+        27,
+        "model.layers.27",
+        "blocks.27.hook_resid_post",
+    ),
+    (
+        "sae-llama-3-8b-32x/layers.10",
+        "hf://EleutherAI/sae-llama-3-8b-32x",
+        "layers.10",
+        10,
+        "model.layers.10",
+        "blocks.10.hook_resid_post",
+    ),
+    (
+        "sae-pythia-70m-deduped-32k/layers.3.mlp",
+        "hf://EleutherAI/sae-pythia-70m-deduped-32k",
+        "layers.3.mlp",
+        3,
+        "gpt_neox.layers.3.mlp",
+        "blocks.3.hook_mlp_out",
+    ),
+    (
+        "sae-llama-3.1-8b-64x/embed_tokens",
+        "hf://EleutherAI/sae-llama-3.1-8b-64x",
+        "embed_tokens",
+        None,
+        "model.embed_tokens",
+        "hook_embed",
+    ),
+    (
+        "smollm2-135m-instruct/layer_15_resid_post",
+        "bundled:smollm2-135m-instruct/layer_15_resid_post",
+        "",
+        15,
+        "model.layers.15",
+        "blocks.15.hook_resid_post",
+    ),
+]
+
+
+@pytest.mark.parametrize(("release", "count"), COUNTS.items())
+def test_each_release_has_as_many_saes_as_were_published(release, count):
+    assert len(expand(read_release(release))) == count
+
+
+def test_838_saes_of_dictionary_learning_are_registered():
+    found = [entry for entry in list_saes() if entry.format == "dictionary_learning"]
+    assert len(found) == 838
+    assert all(entry.neuronpedia for entry in found)
+
+
+@pytest.mark.parametrize("release", release_names())
+def test_every_file_of_the_registry_holds(release):
+    known = read_release(release)
+    entries = list(expand(known).values())
+    if known.is_open:
+        entries += [match_open(known, pattern.id.replace("{layer}", "7")) for pattern in known.open]
+    assert entries
+    for entry in entries:
+        assert entry.format in FORMATS
+        assert entry.model
+        assert entry.site.module
+        assert "{layer}" not in str(entry.to_json())
+        assert find_sae(entry.name) == entry
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "path", "layer", "module", "hook"), FOUND, ids=lambda value: str(value)[:40]
+)
+def test_names_find_their_files_and_sites(name, source, path, layer, module, hook):
+    entry = find_sae(name)
+    assert (entry.source, entry.path, entry.layer) == (source, path, layer)
+    assert (entry.site.module, entry.site.hook_name) == (module, hook)
+    assert find_sae(*name.split("/", 1)) == entry
+
+
+def test_a_skip_transcoder_reads_the_input_of_the_mlp_and_writes_its_output():
+    entry = find_sae("skip-transcoder-llama-3.2-1b-131k/layers.2.mlp")
+    assert (entry.site.module, entry.site.side) == ("model.layers.2.mlp", "input")
+    assert (entry.out_site.module, entry.out_site.side) == ("model.layers.2.mlp", "output")
+
+
+def test_names_of_other_kinds_become_entries_without_the_registry(tmp_path):
+    assert find_sae("hf://org/repo@v1/a").to_json() == {
+        "source": "hf://org/repo",
+        "path": "a",
+        "revision": "v1",
+    }
+    assert find_sae("https://host.org/8.pt").source == "https://host.org/8.pt"
+    assert find_sae(tmp_path).source == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("openai-gpt2-smal/x", "openai-gpt2-small"),
+        ("openai-gpt2-small/resid_post_mlp_v5_32k/12", "resid_post_mlp_v5_32k/1"),
+        ("openai-gpt2-small", "144"),
+        ("sae-llama-3-8b-32x/foo", "layers.{layer}"),
+        ("nothing-like-it", "saezoo list"),
+    ],
+)
+def test_unknown_names_list_the_closest(name, said):
+    with pytest.raises(UnknownSAE) as caught:
+        find_sae(name)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bare_org_and_repo_is_refused_with_both_fixes():
+    with pytest.raises(AmbiguousName) as caught:
+        find_sae("EleutherAI/sae-llama-3-8b-32x")
+    assert "hf://EleutherAI/sae-llama-3-8b-32x" in str(caught.value)
+    assert "./EleutherAI/sae-llama-3-8b-32x" in str(caught.value)
+    assert isinstance(caught.value, BadName)
+    assert isinstance(caught.value, UnknownSAE)
+
+
+def test_a_revision_replaces_the_registered_one_and_the_facts_that_went_with_it():
+    entry = find_sae("sae-llama-3-8b-32x/layers.10", revision="v2")
+    assert entry.revision == "v2"
+    assert entry.sha256 is entry.size is None
+    with pytest.raises(BadName, match="revision"):
+        find_sae("openai-gpt2-small/mlp_post_act/0", revision="v2")
+
+
+@pytest.fixture
+def yaml_file(tmp_path, monkeypatch):
+    """Write registry/mine.yaml of a registry of its own."""
+    monkeypatch.setattr(registry, "registry_folder", lambda: tmp_path)
+
+    def write(text):
+        (tmp_path / "mine.yaml").write_text("release: mine\nabout: x\n" + text)
+
+    return write
+
+
+SHARED = "shared: {format: native, source: 'hf://o/r'}\n"
+
+WRONG = {
+    "unknown key": ("colour: red\n", "colour"),
+    "unknown key of a row": (SHARED + "saes: [{id: a, colour: red}]\n", "a: colour"),
+    "no source": ("saes: [{id: a}]\n", "source"),
+    "no id": (SHARED + "saes: [{path: a}]\n", "without an id"),
+    "an id twice": (SHARED + "saes: [{id: a}, {id: a}]\n", "'a' appears twice"),
+    "an id twice by pattern": (
+        SHARED + "saes: [{id: l3}]\nfamilies: [{id: 'l{n}', each: {n: 0..5}}]\n",
+        "'l3' appears twice",
+    ),
+    "a placeholder without values": (
+        SHARED + "families: [{id: 'l{n}', each: {m: 0..5}}]\n",
+        "placeholders: m, n",
+    ),
+    "too many ids": (SHARED + "families: [{id: 'l{n}', each: {n: 0..30000}}]\n", "20,000"),
+    "another release's name": ("", None),
+    "not YAML": ("saes: [a: b: c\n", "line"),
+    "a python object": ("about: !!python/object/apply:os.system ['false']\n", "mine.yaml"),
+    "a wrong point": (SHARED + "saes: [{id: a, site: {point: everywhere}}]\n", "site.point"),
+    "a negative size": (SHARED + "saes: [{id: a, size: -1}]\n", "size"),
+    "a list": ("- a\n", "mine.yaml"),
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [case for case in WRONG.values() if case[1]],
+    ids=[k for k, v in WRONG.items() if v[1]],
+)
+def test_wrong_yaml_is_refused_in_one_line_with_file_and_key(yaml_file, text, said):
+    yaml_file(text)
+    with pytest.raises(RegistryError) as caught:
+        expand(read_release("mine"))
+    assert "registry/mine.yaml" in str(caught.value)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_must_be_called_like_its_release(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "registry_folder", lambda: tmp_path)
+    (tmp_path / "other.yaml").write_text("release: mine\nabout: x\n")
+    with pytest.raises(RegistryError, match=r"'mine'.*'other'"):
+        read_release("other")
+
+
+def test_a_broken_release_does_not_keep_another_from_being_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "registry_folder", lambda: tmp_path)
+    (tmp_path / "broken.yaml").write_text("[")
+    (tmp_path / "mine.yaml").write_text("release: mine\nabout: x\n" + SHARED + "saes: [{id: a}]\n")
+    assert find_sae("mine/a").source == "hf://o/r"
+
+
+def test_shared_facts_are_inherited_and_a_rows_own_win(yaml_file):
+    yaml_file(
+        "shared: {format: native, source: 'hf://o/r', licence: MIT, site: {model: m, layer: 1}}\n"
+        "saes: [{id: a, licence: Apache-2.0, site: {layer: 2}}, {id: b}]\n"
+    )
+    a, b = expand(read_release("mine")).values()
+    assert (a.licence, a.site.model, a.site.layer) == ("Apache-2.0", "m", 2)
+    assert (b.licence, b.site.layer) == ("MIT", 1)
+
+
+@pytest.mark.parametrize(
+    ("filters", "count"),
+    [
+        ({"model": "openai-community/gpt2"}, 144),
+        ({"model": "GPT2"}, 144),
+        ({"model": "gpt2", "layer": 8}, 12),
+        ({"model": "gpt2", "layer": (8, 9)}, 24),
+        ({"model": "gpt2", "site": "resid_post"}, 24),
+        ({"model": "gpt2", "width": "131k"}, 48),
+        ({"model": "gpt2", "width": 131072, "site": "mlp_out", "layer": 0}, 1),
+        ({"model": "gemma-2-2b", "width": "16k"}, 294),
+        ({"search": "pythia gated"}, 40),
+        ({"model": "gpt2", "l0": "1..100"}, 0),
+        ({"model": "nobody"}, 0),
+    ],
+    ids=str,
+)
+def test_filters_find_what_fits_all_of_them(filters, count):
+    assert len(list_saes(**filters)) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "span"),
+    [
+        ("16k", (16_000, 16_999)),
+        ("131K", (131_000, 131_999)),
+        ("1m", (1_000_000, 1_999_999)),
+        ("24576", (24_576, 24_576)),
+        (7, (7, 7)),
+    ],
+)
+def test_widths_are_read_as_the_field_writes_them(text, span):
+    assert parse_width(text) == span
+
+
+@pytest.mark.parametrize(
+    ("text", "span"),
+    [
+        ("50..150", (50, 150)),
+        ("50..", (50, float("inf"))),
+        ("..9", (float("-inf"), 9)),
+        ("7", (7, 7)),
+        ((1, 2), (1, 2)),
+        (3, (3, 3)),
+    ],
+    ids=str,
+)
+def test_spans_of_l0(text, span):
+    assert parse_span(text) == span
+
+
+@pytest.mark.parametrize("call", [lambda: parse_width("wide"), lambda: parse_span("a..b")])
+def test_filters_that_make_no_sense_are_refused(call):
+    with pytest.raises(BadName):
+        call()
+
+
+def test_an_open_release_is_listed_by_the_folders_of_its_repo_and_says_when_it_cannot_be():
+    files = [f"layers.{n}/{name}" for n in (2, 10, 1) for name in ("cfg.json", "sae.safetensors")]
+    files += ["README.md", "layers.1.mlp/cfg.json", "logs/x.txt"]
+    listing = find_all(release="sae-llama-3-8b-32x", list_files=lambda _entry: files)
+    assert [entry.id for entry in listing.entries] == [
+        "layers.1",
+        "layers.1.mlp",
+        "layers.2",
+        "layers.10",
+    ]
+    assert not listing.not_listed
+
+    def refuse(_entry):
+        raise FetchError("no network")
+
+    listing = find_all(model="Meta-Llama-3-8B", list_files=refuse)
+    assert not listing.entries
+    assert listing.not_listed == {
+        "sae-llama-3-8b-32x": "no network",
+        "sae-llama-3-8b-32x-v2": "no network",
+    }
