@@ -145,13 +145,14 @@ def test_a_reader_that_stops_early_is_no_error():
 
 
 def test_ctrl_c_ends_with_a_line_that_says_what_is_left(hub):
-    hub.add("org/slow", {"layers.1/cfg.json": b"{}", "layers.1/sae.safetensors": b"x" * 1000})
-    hub.delay = 30
+    hub.commit("org/slow", {"layers.1/cfg.json": b"{}", "layers.1/sae.safetensors": b"x"})
+    hub.fail("/api/models", "status", status=503, headers={"Retry-After": "50"}, times=9)
     command = [sys.executable, "-m", "saezoo", "download", "hf://org/slow/layers.1"]
-    done = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    time.sleep(4)
-    done.send_signal(signal.SIGINT)
-    _, err = done.communicate(timeout=20)
-    assert done.returncode == 130
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        while not hub.requests:
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=30)
+    assert running.returncode == 130
     assert "interrupted" in err
     assert "Traceback" not in err

@@ -7,6 +7,7 @@ import sys
 import click
 
 from saezoo import __version__
+from saezoo.cli._print import HELP
 from saezoo.cli.check import check
 from saezoo.cli.convert import convert
 from saezoo.cli.demo import demo
@@ -16,7 +17,7 @@ from saezoo.cli.listing import list_
 from saezoo.errors import SaezooError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(context_settings=HELP)
 @click.version_option(__version__, "--version", prog_name="saezoo", message="%(prog)s %(version)s")
 @click.option(
     "--debug",

@@ -9,6 +9,9 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+"""Every command answers to both."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 cache_option = click.option(
     "--cache-dir",

@@ -5,6 +5,7 @@ import sys
 import click
 
 from saezoo.cli._print import (
+    HELP,
     cache_option,
     format_option,
     json_option,
@@ -14,7 +15,7 @@ from saezoo.cli._print import (
 )
 
 
-@click.command()
+@click.command(context_settings=HELP)
 @click.argument("name")
 @format_option
 @cache_option

@@ -2,10 +2,17 @@
 
 import click
 
-from saezoo.cli._print import cache_option, format_option, json_option, offline_option, print_json
+from saezoo.cli._print import (
+    HELP,
+    cache_option,
+    format_option,
+    json_option,
+    offline_option,
+    print_json,
+)
 
 
-@click.command()
+@click.command(context_settings=HELP)
 @click.argument("src")
 @click.argument("dest", type=click.Path(file_okay=False))
 @format_option

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from saezoo.cli._print import console, json_option, print_json
+from saezoo.cli._print import HELP, console, json_option, print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ROWS = 40
 
 
-@click.command()
+@click.command(context_settings=HELP)
 @click.option("--text", help="The text to look at.")
 @click.option(
     "--file",

@@ -2,10 +2,10 @@
 
 import click
 
-from saezoo.cli._print import cache_option, json_option, offline_option, print_json
+from saezoo.cli._print import HELP, cache_option, json_option, offline_option, print_json
 
 
-@click.command()
+@click.command(context_settings=HELP)
 @click.argument("names", nargs=-1, required=True, metavar="NAME…")
 @click.option("--refresh", is_flag=True, help="Ask again which commit a branch points to.")
 @click.option("--revision", help="Branch, tag or commit of a Hub repo.")

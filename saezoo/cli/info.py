@@ -2,10 +2,10 @@
 
 import click
 
-from saezoo.cli._print import cache_option, json_option, print_json
+from saezoo.cli._print import HELP, cache_option, json_option, print_json
 
 
-@click.command()
+@click.command(context_settings=HELP)
 @click.argument("name")
 @cache_option
 @json_option

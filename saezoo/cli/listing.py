@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from saezoo.cli._print import human_bytes, json_option, print_json, print_table
+from saezoo.cli._print import HELP, human_bytes, json_option, print_json, print_table
 
 if TYPE_CHECKING:
     from saezoo.entry import Entry
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 PAGE = 40
 
 
-@click.command(name="list")
+@click.command(name="list", context_settings=HELP)
 @click.argument("release", required=False)
 @click.option("--model", help="A HuggingFace id, or its last part.")
 @click.option("--layer", type=int, multiple=True, help="A layer; may be given again for more.")
