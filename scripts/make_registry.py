@@ -2,7 +2,8 @@
 
     python scripts/make_registry.py FACTS.jsonl.gz [--check]
 
-FACTS has one JSON object a line: release, id, repo, path, format, model, and where known neuronpedia.
+FACTS has one JSON object a line: release, id, repo, path, format, model, and where known
+neuronpedia.
 Rows that differ only in layer, trainer and step become one family; --check writes nothing and
 compares what the registry expands to with the table, row by row.
 """

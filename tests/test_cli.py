@@ -14,6 +14,7 @@ import click
 import pytest
 
 from saezoo.cli import cli, main
+from saezoo.cli._print import HELP
 
 BUNDLED = "smollm2-135m-instruct/layer_15_resid_post"
 
@@ -34,7 +35,7 @@ def run(capsys):
 @pytest.mark.parametrize("name", cli.commands)
 def test_every_command_has_help_for_itself_and_each_option_and_an_example(name):
     command = cli.commands[name]
-    text = command.get_help(click.Context(command, info_name=f"saezoo {name}"))
+    text = command.get_help(click.Context(command, info_name=f"saezoo {name}", **HELP))
     assert "Example" in text
     assert f"saezoo {name}" in text
     for parameter in command.params:
