@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check docs fmt clean
+.PHONY: demo test check docs fmt peers bench clean
 
 demo: $(STAMP)  ## look through the bundled SAE at a real language model
 	$(BIN)/saezoo demo
@@ -25,6 +25,21 @@ docs: $(STAMP)  ## write the generated docs
 fmt: $(STAMP)  ## put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# other people's packages to measure against, in an environment of their own
+peers: .venvs/peers/.installed  ## install what the benchmarks compare with
+
+.venvs/peers/.installed: constraints.txt
+	test -x .venvs/peers/bin/python || $(PYTHON) -m venv .venvs/peers
+	.venvs/peers/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	.venvs/peers/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" sae-lens pooch platformdirs
+	.venvs/peers/bin/python -m pip install --quiet --no-deps dictionary-learning eai-sparsify
+	touch $@
+
+bench: $(STAMP) peers  ## measure side by side; some minutes, on a quiet machine
+	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/load_native.py
+	$(BIN)/python benchmarks/topk_inference.py
 
 # torch goes first, by its exact version: a range would draw in a build for another device
 $(STAMP): pyproject.toml constraints.txt

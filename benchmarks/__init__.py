@@ -1,0 +1,1 @@
+"""Side-by-side measurements. Each script writes results/NAME.json; make_table.py shows them."""

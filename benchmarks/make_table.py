@@ -1,0 +1,81 @@
+"""The README's table of measurements, made from results/*.json and nothing else."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def make_table() -> str:
+    """Markdown: what was measured, ours, the other, their ratio; then with what and when."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    lines = ["| what | saezoo | beside it | ratio |", "|---|---|---|---|"]
+    for name in ("import_time", "load_native", "topk_inference"):
+        lines += ROWS[name](found[name])
+    lines += ["", *_footers(found)]
+    return "\n".join(lines)
+
+
+def _import_time(result: dict[str, Any]) -> list[str]:
+    seconds = {row["what"]: row["seconds"] for row in result["rows"]}
+    torch, sae_lens = seconds["import torch"], seconds["import sae_lens"]
+    beside = f"`import torch` {torch:.2f} s, `import sae_lens` {sae_lens:.2f} s"
+    return [
+        f"| `{what}` | {seconds[what]:.3f} s | {beside} | "
+        f"{torch / seconds[what]:.0f} x, {sae_lens / seconds[what]:.0f} x |"
+        for what in ("import saezoo", "saezoo --help")
+    ]
+
+
+def _load_native(result: dict[str, Any]) -> list[str]:
+    rows = {row["what"]: row for row in result["rows"]}
+    ours, other = rows["saezoo load_sae"], rows["SAELens load_from_disk"]
+    return [
+        f"| load 151 MB from disk | {ours['milliseconds']:.1f} ms | SAELens "
+        f"{other['milliseconds']:.0f} ms | {other['milliseconds'] / ours['milliseconds']:.0f} x |",
+        f"| … memory before first use | {ours['resident_mb']:.1f} MB | SAELens "
+        f"{other['resident_mb']:.0f} MB | {other['resident_mb'] / ours['resident_mb']:.0f} x |",
+        f"| … and the first forward, of 16 tokens | {ours['first_forward_milliseconds']:.0f} ms | "
+        f"SAELens {other['first_forward_milliseconds']:.0f} ms | "
+        f"{other['first_forward_milliseconds'] / ours['first_forward_milliseconds']:.1f} x |",
+    ]
+
+
+def _topk_inference(result: dict[str, Any]) -> list[str]:
+    ms = {row["what"]: row["milliseconds"] for row in result["rows"]}
+    sparse, dense = ms["saezoo decode, sparse"], ms["saezoo decode, dense"]
+    ours = ms["saezoo forward"]
+    lines = [
+        f"| topk decode, sparse | {sparse:.1f} ms | dense {dense:.0f} ms | {dense / sparse:.0f} x |"
+    ]
+    for name, value in ms.items():
+        if not name.startswith("saezoo"):
+            lines.append(
+                f"| topk forward | {ours:.0f} ms | {name} {value:.0f} ms | {value / ours:.2f} x |"
+            )
+    return lines
+
+
+ROWS = {
+    "import_time": _import_time,
+    "load_native": _load_native,
+    "topk_inference": _topk_inference,
+}
+
+
+def _footers(found: dict[str, dict[str, Any]]) -> list[str]:
+    """Per benchmark its setting; machine, date and versions once where they are the same."""
+    runs = {
+        f"Measured {result['date']} on {result['machine']}, Python {result['python']}, "
+        + ", ".join(f"{key} {value}" for key, value in result["versions"].items())
+        + "."
+        for result in found.values()
+    }
+    settings = [f"{name}: {result['setting']}." for name, result in found.items()]
+    return [*sorted(runs), *settings]
+
+
+if __name__ == "__main__":
+    sys.stdout.write(make_table() + "\n")
