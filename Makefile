@@ -32,7 +32,7 @@ peers: .venvs/peers/.installed  ## install what the benchmarks compare with
 .venvs/peers/.installed: constraints.txt
 	test -x .venvs/peers/bin/python || $(PYTHON) -m venv .venvs/peers
 	.venvs/peers/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	.venvs/peers/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" sae-lens pooch platformdirs
+	.venvs/peers/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" sae-lens nnsight natsort schedulefree pooch platformdirs
 	.venvs/peers/bin/python -m pip install --quiet --no-deps dictionary-learning eai-sparsify
 	touch $@
 

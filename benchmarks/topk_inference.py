@@ -1,4 +1,4 @@
-"""TopK on a CPU: sparse decode against dense decode, and the whole forward against SAELens',
+"""TopK on a CPU: sparse decode against the dense product, and the whole forward against SAELens',
 dictionary_learning's and sparsify's TopK, all with the same weights and inputs in one process.
 """
 
@@ -59,7 +59,8 @@ def measure(runs: int) -> dict[str, Any]:
         sys.exit(f"the forwards differ, so their times mean nothing: {agreement}")
     calls: dict[str, Callable[[], Any]] = {
         "saezoo decode, sparse": lambda: ours.decode(sparse),
-        "saezoo decode, dense": lambda: ours.decode(dense),
+        "saezoo decode of the same features as a dense tensor": lambda: ours.decode(dense),
+        "dense product, f @ W_dec + b_dec": lambda: dense @ W_dec + b_dec,
     }
     for name, run in forwards.items():
         calls[name] = lambda run=run: run(x)  # type: ignore[misc]

@@ -12,15 +12,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError
 
 from saezoo.config import Spec, one_line
 from saezoo.entry import Entry
 from saezoo.errors import AmbiguousName, BadName, RegistryError, UnknownSAE
 from saezoo.names import Name, parse_name
-
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -208,7 +205,10 @@ def _example(release: Release) -> str:
 
 @lru_cache(maxsize=512)
 def _parse(path: Path, _changed: int) -> Release:
+    import yaml  # here, since a folder or a Hub path needs none of it
+
     where = f"registry/{path.name}"
+    Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506 a safe loader
         release = Release.model_validate(data)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import saezoo
+from saezoo import SAE, SAEConfig, save_sae
 
 ROOT = Path(__file__).parent.parent
 
@@ -135,6 +136,13 @@ def test_loading_the_bundled_sae_never_imports_transformers_or_a_downloader():
         "pooch",
         "rich",
     }
+
+
+def test_loading_a_local_folder_needs_neither_yaml_nor_a_downloader(tmp_path):
+    save_sae(SAE(SAEConfig(architecture="relu", d_in=4, d_sae=8)), tmp_path / "tiny")
+    loaded = modules_after(f"import saezoo; saezoo.load_sae({str(tmp_path / 'tiny')!r})")
+    assert {"torch", "safetensors", "pydantic"} <= loaded
+    assert not loaded & {"yaml", "transformers", "datasets", "huggingface_hub", "pooch", "rich"}
 
 
 def test_every_public_name_is_there_and_documented():

@@ -49,13 +49,17 @@ def print_table(
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for number, name in enumerate(columns):
+    for name in columns:
         justify: Literal["left", "right"] = "right" if name in right else "left"
-        # what stands first is a name, to be copied whole
-        table.add_column(name, justify=justify, overflow="fold", no_wrap=number == 0)
+        # a name may be folded, since no_wrap would cut it; a number in two lines is two numbers
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name in right)
     for row in rows:
         table.add_row(*["" if value is None else escape(str(value)) for value in row])
-    console().print(table)
+    out = console()
+    if not out.is_terminal:
+        # a pipe has room for whole rows
+        out.width = max(120, out.measure(table, options=out.options.update(width=9999)).maximum)
+    out.print(table)
 
 
 def human_bytes(count: int | None) -> str:
