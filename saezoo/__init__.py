@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from saezoo.convert import convert_sae
     from saezoo.entry import Entry
     from saezoo.errors import SaezooError
+    from saezoo.find import find_sae
     from saezoo.load import load_sae
-    from saezoo.registry import find_sae
     from saezoo.sae import SAE
     from saezoo.save import save_sae
     from saezoo.search import list_saes
@@ -30,7 +30,7 @@ _HOME = {
     "SparseFeatures": "saezoo.sparse",
     "TokenRule": "saezoo.config",
     "convert_sae": "saezoo.convert",
-    "find_sae": "saezoo.registry",
+    "find_sae": "saezoo.find",
     "list_saes": "saezoo.search",
     "load_sae": "saezoo.load",
     "save_sae": "saezoo.save",

@@ -11,12 +11,12 @@ from torch import Tensor
 from saezoo.entry import Entry
 from saezoo.errors import FormatError, NotFinite, SaezooError
 from saezoo.files import sha256_of
+from saezoo.find import find_sae
 from saezoo.formats import FORMATS
 from saezoo.formats._tensors import read_safetensors, refuse_not_finite
 from saezoo.hub import Fetched, fetch
 from saezoo.load import read_weights
 from saezoo.numerics import TOLERANCE, largest_difference
-from saezoo.registry import find_sae
 from saezoo.sae import SAE, build_sae
 
 GOLDEN = "golden.safetensors"
@@ -44,7 +44,7 @@ def check_sae(
 
     Raises only what finding and fetching raise; what is wrong with the files is a Finding.
     """
-    entry = find_sae(name)
+    entry = find_sae(name, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     fetched = fetch(
         entry,
         format=format,

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from saezoo.errors import CannotConvert
+from saezoo.find import find_sae
 from saezoo.formats import FORMATS, Weights, detect, format_module
 from saezoo.formats._tensors import refuse_not_finite
 from saezoo.hub import fetch
 from saezoo.load import read_weights
 from saezoo.numerics import TOLERANCE, largest_difference
-from saezoo.registry import find_sae
 from saezoo.sae import build_sae, check_tensors
 from saezoo.save import new_folder
 
@@ -56,7 +56,7 @@ def convert_sae(
         raise CannotConvert(
             f"cannot write the format {to!r}. Formats that can be written: {writable}"
         )
-    entry = find_sae(src)
+    entry = find_sae(src, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     fetched = fetch(
         entry, format=format, token=token, cache_dir=cache_dir, local_files_only=local_files_only
     )

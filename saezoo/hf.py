@@ -65,7 +65,7 @@ def list_repo(repo: str, revision: str | None, access: Access) -> Listing:
     """
     _refuse_bad_repo(repo)
     pinned = is_commit(revision)
-    memory = access.root / "branches" / _folder(repo) / f"{quote(revision or 'main', safe='')}.json"
+    memory = _memory(repo, revision or "main", access.root)
     known = _remembered(memory, repo, revision)
     if known and (pinned or not access.refresh):
         return known
@@ -91,6 +91,8 @@ def list_repo(repo: str, revision: str | None, access: Access) -> Listing:
         "asked": date.today().isoformat(),
     }
     write_json(memory, facts)
+    # whoever asks for this commit by its hash need not ask the Hub again
+    write_json(_memory(repo, str(info.sha), access.root), facts | {"revision": info.sha})
     return _listing(repo, revision, facts)
 
 
@@ -122,6 +124,11 @@ def is_commit(revision: str | None) -> bool:
 def how_pinned(revision: str) -> str:
     """The words for a commit that was asked for as such."""
     return f"commit {revision[:8].lower()}…, as pinned"
+
+
+def _memory(repo: str, revision: str, root: Path) -> Path:
+    """Where the listing of a revision is remembered."""
+    return root / "branches" / _folder(repo) / f"{quote(revision, safe='')}.json"
 
 
 def _listing(repo: str, revision: str | None, facts: dict[str, Any]) -> Listing:

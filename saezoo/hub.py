@@ -18,6 +18,7 @@ from saezoo.errors import (
     MissingFile,
     NoAccess,
     Offline,
+    UnsafeFile,
 )
 from saezoo.files import cache_root
 from saezoo.formats import FORMATS, detect, match_file, match_names
@@ -78,6 +79,42 @@ def fetch(
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise FetchError(f"{entry.name}: {reason} (in the cache {access.root}?)") from error
+
+
+def fetch_file(
+    entry: Entry,
+    *,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    refresh: bool = False,
+    limit: int,
+) -> Fetched:
+    """One small file, whatever it holds: a file of a Hub repo, or at an https URL. `format` is
+    empty.
+
+    Raises what `fetch` does, and UnsafeFile above `limit` bytes.
+    """
+    refuse_unsafe_path(entry.path, entry.name)
+    access = _access(token, cache_dir, local_files_only, refresh, False)
+    if entry.source.startswith("hf://"):
+        from saezoo.hf import get_files, list_repo
+
+        listing = list_repo(entry.source.removeprefix("hf://"), entry.revision, access)
+        if entry.path not in listing.files:
+            raise MissingFile(f"{listing.repo} at {listing.commit[:8]}…: there is no {entry.path}")
+        (path,), commit, how = (
+            get_files(listing, {entry.path: None}, access),
+            listing.commit,
+            listing.how,
+        )
+    else:
+        from saezoo.https import fetch_url
+
+        path, commit, how = fetch_url(entry.source, access), None, "https"
+    if path.stat().st_size > limit:
+        raise UnsafeFile(f"{entry.name}: {path.stat().st_size:,} bytes, more than {limit:,}")
+    return Fetched(path, "", commit, how)
 
 
 def list_files(

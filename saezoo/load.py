@@ -6,10 +6,10 @@ import torch
 
 from saezoo.config import SAEConfig
 from saezoo.entry import Entry
+from saezoo.find import find_sae
 from saezoo.formats import Weights, format_module
 from saezoo.formats._tensors import refuse_not_finite
 from saezoo.hub import Fetched, fetch
-from saezoo.registry import find_sae
 from saezoo.sae import SAE, build_sae
 
 
@@ -38,7 +38,14 @@ def load_sae(
     Raises a SaezooError: BadName, UnknownSAE, FetchError, FormatError, ConfigError or one of their
     children.
     """
-    entry = find_sae(name, id, revision=revision)
+    entry = find_sae(
+        name,
+        id,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    )
     fetched = fetch(
         entry, format=format, token=token, cache_dir=cache_dir, local_files_only=local_files_only
     )

@@ -9,20 +9,29 @@ from urllib.parse import urlsplit
 
 from saezoo.errors import BadName
 
+ZOO: Literal["zoo"] = "zoo"
+"""What names of zoos pinned on this machine start with."""
+
 
 @dataclass(frozen=True)
 class Name:
     """A name that has been read: which kind it is, and its parts."""
 
-    kind: Literal["registry", "hub", "https", "local"]
+    kind: Literal["registry", "hub", "https", "local", "zoo", "manifest"]
     release: str = ""
     id: str | None = None
     repo: str = ""
     revision: str | None = None
     path: str = ""
     url: str = ""
+    source: str = ""
+    """Of a manifest: what stands before the #."""
 
     def __str__(self) -> str:
+        if self.kind == "manifest":
+            return f"{self.source}#{self.id}"
+        if self.kind == "zoo":
+            return f"zoo/{self.release}" if self.id is None else f"zoo/{self.release}/{self.id}"
         if self.kind == "registry":
             return self.release if self.id is None else f"{self.release}/{self.id}"
         if self.kind == "hub":
@@ -37,8 +46,9 @@ def parse_name(
     *,
     revision: str | None = None,
 ) -> Name:
-    """Read a name: `release/id` (or release and id apart), `hf://org/repo[@rev]/path`, `https://…`,
-    or a local folder or file (`./…`, absolute, `~`, or a path object).
+    """Read a name: `release/id` (or release and id apart), `zoo/release/id` of a pinned zoo,
+    `hf://org/repo[@rev]/path`, `https://…`, a local folder or file (`./…`, absolute, `~`, or a path
+    object), or `source#id`, an id of the saezoo.yaml that lies at a source.
 
     Raises BadName, saying how to write it instead.
     """
@@ -48,6 +58,9 @@ def parse_name(
     _refuse_bad_characters(name)
     if id is not None:
         _refuse_bad_characters(id)
+    if "#" in name:
+        _refuse_id(name, id)
+        return _parse_manifest(name, revision)
     if name.startswith(("./", "/", "~", ".\\")) or name == "." or re.match(r"[A-Za-z]:[\\/]", name):
         _refuse_id(name, id)
         if ".." in re.split(r"[\\/]", name):
@@ -63,6 +76,22 @@ def parse_name(
         _refuse_id(name, id)
         return _parse_url(name, scheme.lower(), revision)
     return _parse_registry(name, id, revision)
+
+
+def _parse_manifest(name: str, revision: str | None) -> Name:
+    """`hf://org/repo[@rev]#id`, `https://…#id` or `./folder#id`."""
+    source, _, chosen = name.rpartition("#")
+    if not source or not chosen or ".." in re.split(r"[\\/]", chosen):
+        raise BadName(f"{name!r}: write source#id, such as hf://org/repo#layer_3")
+    base = parse_name(source, revision=revision)
+    if base.kind == "hub":
+        if base.path:
+            raise BadName(f"{name!r}: a saezoo.yaml lies at a repo's root: hf://org/repo#{chosen}")
+        at = f"@{base.revision}" if base.revision else ""
+        return Name("manifest", id=chosen, source=f"hf://{base.repo}{at}")
+    if base.kind not in ("https", "local"):
+        raise BadName(f"{name!r}: only hf://…, https://… and folders have ids after a #")
+    return Name("manifest", id=chosen, source=str(base))
 
 
 def _parse_url(name: str, scheme: str, revision: str | None) -> Name:
@@ -103,6 +132,13 @@ def _parse_registry(name: str, id: str | None, revision: str | None) -> Name:  #
     chosen = id if id is not None else (rest if slash else None)
     if not release or chosen == "" or (chosen or "").startswith("/"):
         raise BadName(f"{name!r}: write release/id (`saezoo list` shows both)")
+    if release == ZOO:
+        inner, slash, rest = (chosen or "").partition("/")
+        if not inner or (slash and not rest):
+            raise BadName(f"{name!r}: write zoo/release/id (`saezoo zoo list` shows the releases)")
+        if revision is not None:
+            raise BadName(f"{name!r}: a zoo is pinned at its commit; `saezoo zoo update` moves it")
+        return Name(ZOO, release=inner, id=rest or None)
     return Name("registry", release=release, id=chosen, revision=revision)
 
 

@@ -5,9 +5,8 @@ example."""
 
 import difflib
 import itertools
-import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from pydantic import Field, ValidationError
 from saezoo.config import Spec, one_line
 from saezoo.entry import Entry
 from saezoo.errors import AmbiguousName, BadName, RegistryError, UnknownSAE
-from saezoo.names import Name, parse_name
+from saezoo.names import Name
 
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -62,26 +61,35 @@ class Release(Spec):
         return bool(self.open)
 
 
-def find_sae(
-    name: str | os.PathLike[str] | Name,
-    id: str | None = None,  # noqa: A002 the name that SAELens' users know
-    *,
-    revision: str | None = None,
-) -> Entry:
-    """What is known of an SAE, by any kind of name; nothing is fetched.
+def find_registered(name: Name) -> Entry:
+    """The entry of `release/id`, of the registry that ships with saezoo.
 
-    Raises BadName, UnknownSAE (listing the closest), AmbiguousName or RegistryError.
+    Raises UnknownSAE (listing the closest), AmbiguousName, BadName or RegistryError.
     """
-    parsed = name if isinstance(name, Name) else parse_name(name, id, revision=revision)
-    if parsed.kind == "hub":
-        return Entry(source=f"hf://{parsed.repo}", path=parsed.path, revision=parsed.revision)
-    if parsed.kind == "https":
-        return Entry(source=parsed.url)
-    if parsed.kind == "local":
-        if parsed.revision or revision:
-            raise BadName(f"{parsed.path}: only Hub repos have revisions")
-        return Entry(source=parsed.path)
-    return _with_revision(_find_registered(parsed), parsed.revision)
+    if name.release not in release_names():
+        raise _no_release(name.release, name.id)
+    entry = find_in(read_release(name.release), name.id, name.release)
+    return _with_revision(entry, name.revision)
+
+
+def find_in(
+    release: Release,
+    id: str | None,  # noqa: A002
+    called: str,
+    where: str | None = None,
+) -> Entry:
+    """One SAE of a release. called: how names of this release start. where: how errors call its
+    file. Raises UnknownSAE, listing the closest, or RegistryError.
+    """
+    if id is None:
+        raise UnknownSAE(
+            f"{called} is a release of {count_of(release)}: give one, such as "
+            f"{_join(called, _example(release))}. See all: saezoo list {called}"
+        )
+    found = _one(release, id, where) or match_open(release, id, where)
+    if found is None:
+        raise UnknownSAE(_closest_ids(release, id, called))
+    return found
 
 
 def release_names() -> list[str]:
@@ -97,12 +105,13 @@ def read_release(release: str) -> Release:
     return _parse(path, path.stat().st_mtime_ns)
 
 
-def expand(release: Release) -> dict[str, Entry]:
+def expand(release: Release, where: str | None = None) -> dict[str, Entry]:
     """Every enumerated id of a release and its Entry, in the order of the file.
 
-    Raises RegistryError for an id that appears twice, an unknown key or too many ids.
+    where: how errors call the file. Raises RegistryError for an id that appears twice, an unknown
+    key or too many ids.
     """
-    where = f"registry/{release.release}.yaml"
+    where = where or f"registry/{release.release}.yaml"
     entries: dict[str, Entry] = {}
     for row in itertools.chain(
         release.saes, *(_rows(family, where) for family in release.families)
@@ -117,7 +126,7 @@ def expand(release: Release) -> dict[str, Entry]:
     return entries
 
 
-def match_open(release: Release, id: str) -> Entry | None:  # noqa: A002
+def match_open(release: Release, id: str, where: str | None = None) -> Entry | None:  # noqa: A002
     """The Entry of an id of an open release, or None if no pattern allows it."""
     for pattern in release.open:
         parts = [
@@ -126,7 +135,7 @@ def match_open(release: Release, id: str) -> Entry | None:  # noqa: A002
         ]
         if found := re.fullmatch("".join(parts), id):
             row = _fill({"id": id, "path": id} | pattern.facts, found.groupdict())
-            return _entry(release, row, f"registry/{release.release}.yaml")
+            return _entry(release, row, where or f"registry/{release.release}.yaml")
     return None
 
 
@@ -137,24 +146,9 @@ def registry_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parent.parent / "registry"
 
 
-def _find_registered(name: Name) -> Entry:
-    if name.release not in release_names():
-        raise _no_release(name.release, name.id)
-    release = read_release(name.release)
-    if name.id is None:
-        raise UnknownSAE(
-            f"{name.release} is a release of {_count(release)}: give one, such as "
-            f"{name.release}/{_example(release)}. See all: saezoo list {name.release}"
-        )
-    found = _one(release, name.id) or match_open(release, name.id)
-    if found is None:
-        raise UnknownSAE(_closest_ids(release, name.id))
-    return found
-
-
-def _one(release: Release, id: str) -> Entry | None:  # noqa: A002
+def _one(release: Release, id: str, where: str | None) -> Entry | None:  # noqa: A002
     """One enumerated id, without making an Entry of all the others."""
-    where = f"registry/{release.release}.yaml"
+    where = where or f"registry/{release.release}.yaml"
     for row in itertools.chain(
         release.saes, *(_rows(family, where) for family in release.families)
     ):
@@ -175,23 +169,28 @@ def _no_release(release: str, id: str | None) -> UnknownSAE:  # noqa: A002
     )
 
 
-def _closest_ids(release: Release, id: str) -> str:  # noqa: A002
+def _closest_ids(release: Release, id: str, called: str) -> str:  # noqa: A002
     ids = list(expand(release))
     if release.is_open:
         patterns = ", ".join(pattern.id for pattern in release.open)
         return (
-            f"no SAE {id!r} in release {release.release!r}: its ids are the folders of "
+            f"no SAE {id!r} in release {called!r}: its ids are the folders of "
             f"{release.shared.get('source')}, and read {patterns}"
         )
     # digits tell siblings apart: without them one layer is as close as any other
     close = difflib.get_close_matches(id, ids, n=4, cutoff=0.4) or ids[:4]
     return (
-        f"no SAE {id!r} in release {release.release!r}. Closest: {', '.join(close)}. "
-        f"See all: saezoo list {release.release}"
+        f"no SAE {id!r} in release {called!r}. Closest: {', '.join(close)}. "
+        f"See all: saezoo list {called}"
     )
 
 
-def _count(release: Release) -> str:
+def _join(called: str, id: str) -> str:  # noqa: A002
+    return f"{called}{id}" if called.endswith("#") else f"{called}/{id}"
+
+
+def count_of(release: Release) -> str:
+    """How many SAEs a release has, in words."""
     return "any number of SAEs" if release.is_open else f"{len(expand(release)):,} SAEs"
 
 
@@ -205,13 +204,22 @@ def _example(release: Release) -> str:
 
 @lru_cache(maxsize=512)
 def _parse(path: Path, _changed: int) -> Release:
+    where = f"registry/{path.name}"
+    release = parse_release(path.read_text(encoding="utf-8"), where)
+    if release.release != path.stem:
+        raise RegistryError(
+            f"{where}: release is {release.release!r}, but the file says {path.stem!r}"
+        )
+    return release
+
+
+def parse_release(text: str, where: str) -> Release:
+    """One release from its YAML. Raises RegistryError in one line with file, line and key."""
     import yaml  # here, since a folder or a Hub path needs none of it
 
-    where = f"registry/{path.name}"
     Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506 a safe loader
-        release = Release.model_validate(data)
+        return Release.model_validate(yaml.load(text, Loader))  # noqa: S506 a safe loader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -219,12 +227,31 @@ def _parse(path: Path, _changed: int) -> Release:
             f"{where}{line}: not YAML ({getattr(error, 'problem', error)})"
         ) from None
     except ValidationError as error:
-        raise RegistryError(f"{where}: {one_line(error)}") from None
-    if release.release != path.stem:
-        raise RegistryError(
-            f"{where}: release is {release.release!r}, but the file says {path.stem!r}"
-        )
-    return release
+        number = _line_of(compose_yaml(text), error.errors()[0]["loc"])
+        raise RegistryError(f"{where}, line {number}: {one_line(error)}") from None
+
+
+def compose_yaml(text: str) -> Any:
+    """The nodes of a YAML document, which know their lines; nothing is made of them."""
+    import yaml
+
+    return yaml.compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def _line_of(node: Any, place: Iterable[str | int]) -> int:
+    """The line, from 1, of the deepest node on the way to `place` in a composed YAML document."""
+    for step in place:
+        children = getattr(node, "value", None)
+        if isinstance(step, int) and isinstance(children, list) and step < len(children):
+            node = children[step]
+        elif isinstance(children, list):
+            node = next(
+                (pair for pair in children if isinstance(pair, tuple) and pair[0].value == step),
+                (node,),
+            )[-1]
+        else:
+            break
+    return int(node.start_mark.line) + 1 if node is not None else 1
 
 
 def _rows(family: Family, where: str) -> Iterator[dict[str, Any]]:
@@ -234,15 +261,18 @@ def _rows(family: Family, where: str) -> Iterator[dict[str, Any]]:
             f"{where}: the id {family.id!r} and `each` name different placeholders: "
             f"{', '.join(sorted(names ^ set(family.each)))}"
         )
-    for values in itertools.product(*(_values(choice) for choice in family.each.values())):
+    for values in itertools.product(*(_values(choice, where) for choice in family.each.values())):
         yield _fill({"id": family.id} | family.facts, dict(zip(family.each, values, strict=True)))
 
 
-def _values(choice: str | list[str | int]) -> list[str]:
+def _values(choice: str | list[str | int], where: str) -> list[str]:
     if isinstance(choice, list):
         return [str(value) for value in choice]
     if found := RANGE.fullmatch(choice):
-        return [str(value) for value in range(int(found[1]), int(found[2]) + 1)]
+        first, last = int(found[1]), int(found[2])
+        if last - first >= LIMIT:
+            raise RegistryError(f"{where}: the range {choice} has more than {LIMIT:,} values")
+        return [str(value) for value in range(first, last + 1)]
     return [choice]
 
 

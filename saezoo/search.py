@@ -1,12 +1,14 @@
 """Find SAEs by what they are: model, layer, site, width, L0, words."""
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 from saezoo.entry import Entry
-from saezoo.errors import BadName, FetchError
+from saezoo.errors import BadName, FetchError, RegistryError, UnknownSAE
+from saezoo.names import ZOO
 from saezoo.registry import Release, expand, match_open, read_release, release_names
+from saezoo.zoo import list_zoos
 
 Numbers = int | Collection[int] | None
 Span = str | float | tuple[float, float] | None
@@ -59,11 +61,10 @@ def find_all(
     layers = None if layer is None else {layer} if isinstance(layer, int) else set(layer)
     span = None if l0 is None else parse_span(l0)
     listing = Listing()
-    for name in [release] if release else release_names():
-        known = read_release(name)
+    for known, where in _releases(release, listing):
         if model is not None and not _same_model(known, model):
             continue
-        for entry in _entries(known, listing, list_files):
+        for entry in _entries(known, where, listing, list_files):
             if (
                 (layers is None or entry.layer in layers)
                 and (site is None or (entry.site is not None and entry.site.point == site))
@@ -105,17 +106,42 @@ def _within(value: float | None, span: tuple[float, float]) -> bool:
     return value is not None and span[0] <= value <= span[1]
 
 
+def _releases(only: str | None, listing: Listing) -> Iterator[tuple[Release, str | None]]:
+    """Releases to search, and how errors call their files: our own, then pinned zoos as
+    `zoo/release`. A zoo that is broken is said to be, and keeps nothing else from being found.
+    """
+    if only is None or not only.startswith(f"{ZOO}/"):
+        for name in [only] if only else release_names():
+            yield read_release(name), None
+    if only is not None and not only.startswith(f"{ZOO}/"):
+        return
+    pins = [pin for pin in list_zoos() if only in (None, f"{ZOO}/{pin.release}")]
+    if only and not pins:
+        raise UnknownSAE(f"no {only!r} is pinned on this machine. See all: saezoo zoo list")
+    for pin in pins:
+        try:
+            known = pin.parse()
+        except RegistryError as error:
+            listing.not_listed[f"{ZOO}/{pin.release}"] = str(error)
+            continue
+        yield known.model_copy(update={"release": f"{ZOO}/{pin.release}"}), pin.where
+
+
 def _entries(
-    release: Release, listing: Listing, list_files: Callable[[Entry], list[str]] | None
+    release: Release,
+    where: str | None,
+    listing: Listing,
+    list_files: Callable[[Entry], list[str]] | None,
 ) -> list[Entry]:
-    entries = list(expand(release).values())
+    entries = list(expand(release, where).values())
     if not release.is_open:
         return entries
     if list_files is None:
         listing.not_listed[release.release] = "its repo was not asked"
         return entries
     try:
-        files = list_files(Entry(source=release.shared["source"]))
+        source, revision = release.shared["source"], release.shared.get("revision")
+        files = list_files(Entry(source=source, revision=revision))
     except FetchError as error:
         listing.not_listed[release.release] = str(error)
         return entries

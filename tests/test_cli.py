@@ -32,9 +32,16 @@ def run(capsys):
     return call
 
 
-@pytest.mark.parametrize("name", cli.commands)
-def test_every_command_has_help_for_itself_and_each_option_and_an_example(name):
-    command = cli.commands[name]
+def commands(group, before=""):
+    """(words, command) of a group and all below it."""
+    for name, command in group.commands.items():
+        yield f"{before}{name}", command
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{before}{name} ")
+
+
+@pytest.mark.parametrize(("name", "command"), list(commands(cli)), ids=lambda v: str(v))
+def test_every_command_has_help_for_itself_and_each_option_and_an_example(name, command):
     text = command.get_help(click.Context(command, info_name=f"saezoo {name}", **HELP))
     assert "Example" in text
     assert f"saezoo {name}" in text

@@ -6,8 +6,9 @@ import pytest
 
 from saezoo import registry
 from saezoo.errors import AmbiguousName, BadName, FetchError, RegistryError, UnknownSAE
+from saezoo.find import find_sae
 from saezoo.formats import FORMATS
-from saezoo.registry import expand, find_sae, match_open, read_release, release_names
+from saezoo.registry import expand, match_open, read_release, release_names
 from saezoo.search import find_all, list_saes, parse_span, parse_width
 
 COUNTS = {

@@ -14,6 +14,7 @@ from saezoo.cli.demo import demo
 from saezoo.cli.download import download
 from saezoo.cli.info import info
 from saezoo.cli.listing import list_
+from saezoo.cli.zoo import zoo
 from saezoo.errors import SaezooError
 
 
@@ -34,7 +35,7 @@ def cli(debug: bool) -> None:  # noqa: ARG001 read in `main`, wherever it stands
     """
 
 
-for command in (list_, info, download, convert, check, demo):
+for command in (list_, info, download, convert, check, demo, zoo):
     cli.add_command(command)
 
 

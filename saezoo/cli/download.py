@@ -27,12 +27,18 @@ def download(
     Example: saezoo download openai-gpt2-small/resid_post_mlp_v5_32k/8
              saezoo download hf://EleutherAI/sae-llama-3-8b-32x/layers.10
     """
+    from saezoo.find import find_sae
     from saezoo.hub import fetch
-    from saezoo.registry import find_sae
 
     done = []
     for name in names:
-        entry = find_sae(name, revision=revision)
+        entry = find_sae(
+            name,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=offline,
+            refresh=refresh,
+        )
         fetched = fetch(
             entry, cache_dir=cache_dir, local_files_only=offline, refresh=refresh, extras=True
         )

@@ -16,10 +16,10 @@ def info(name: str, cache_dir: str | None, as_json: bool) -> None:
     \b
     Example: saezoo info openai-gpt2-small/resid_post_mlp_v5_32k/8
     """
+    from saezoo.find import find_sae
     from saezoo.hub import peek
-    from saezoo.registry import find_sae
 
-    entry = find_sae(name)
+    entry = find_sae(name, cache_dir=cache_dir)
     facts = entry.to_json()
     cached = peek(entry, cache_dir=cache_dir)
     if as_json:
