@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from saezoo.entry import Entry
     from saezoo.errors import SaezooError
     from saezoo.find import find_sae
-    from saezoo.load import load_sae
+    from saezoo.load import load_sae, load_saes
     from saezoo.sae import SAE
     from saezoo.save import save_sae
     from saezoo.search import list_saes
@@ -33,6 +33,7 @@ _HOME = {
     "find_sae": "saezoo.find",
     "list_saes": "saezoo.search",
     "load_sae": "saezoo.load",
+    "load_saes": "saezoo.load",
     "save_sae": "saezoo.save",
 }
 
@@ -49,6 +50,7 @@ __all__ = [
     "find_sae",
     "list_saes",
     "load_sae",
+    "load_saes",
     "save_sae",
 ]
 

@@ -1,16 +1,19 @@
 """From a name to a module: the pipeline, written once, top to bottom."""
 
 import os
+from collections.abc import Collection
 
 import torch
 
 from saezoo.config import SAEConfig
 from saezoo.entry import Entry
+from saezoo.errors import AmbiguousName, UnknownSAE
 from saezoo.find import find_sae
 from saezoo.formats import Weights, format_module
 from saezoo.formats._tensors import refuse_not_finite
 from saezoo.hub import Fetched, fetch
 from saezoo.sae import SAE, build_sae
+from saezoo.search import list_saes, what_narrows
 
 
 def load_sae(
@@ -53,6 +56,55 @@ def load_sae(
     if verify:
         refuse_not_finite(weights.tensors, entry.name)
     return build_sae(weights.cfg, weights.tensors, device=device, dtype=dtype, where=entry.name)
+
+
+def load_saes(
+    model: str,
+    layers: Collection[int] | None = None,
+    site: str | None = None,
+    *,
+    width: int | str | None = None,
+    l0: str | float | tuple[float, float] | None = None,
+    search: str | None = None,
+    release: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    verify: bool = False,
+) -> dict[int, SAE]:
+    """One SAE of each layer of a model, by layer: the registered ones that fit every filter (those
+    of `list_saes`).
+
+    Nothing is fetched unless each layer has exactly one. Raises UnknownSAE where a layer has none,
+    AmbiguousName where one has several (saying in what they differ), and what `load_sae` raises.
+    """
+    found: dict[int, list[Entry]] = {}
+    for entry in list_saes(model, layers, site, width, l0, search, release):
+        if entry.layer is not None:
+            found.setdefault(entry.layer, []).append(entry)
+    if lacking := sorted(set(layers or found) - found.keys()):
+        raise UnknownSAE(f"{model}: no SAE fits on layer {', '.join(map(str, lacking))}")
+    if not found:
+        raise UnknownSAE(f"no registered SAE of {model!r} fits; `saezoo list` shows the releases")
+    if several := [entries for _, entries in sorted(found.items()) if len(entries) > 1]:
+        raise AmbiguousName(
+            f"{model}: layer {several[0][0].layer} has {len(several[0])} SAEs that fit, such as "
+            f"{several[0][0].name}. They differ in {what_narrows(several[0])}"
+        )
+    return {
+        layer: load_sae(
+            found[layer][0].name,
+            device=device,
+            dtype=dtype,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            verify=verify,
+        )
+        for layer in sorted(found)
+    }
 
 
 def read_weights(fetched: Fetched, entry: Entry | None) -> Weights:

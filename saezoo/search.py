@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from saezoo.entry import Entry
 from saezoo.errors import BadName, FetchError, RegistryError, UnknownSAE
@@ -74,6 +75,44 @@ def find_all(
             ):
                 listing.entries.append(entry)
     return listing
+
+
+def what_narrows(entries: list[Entry]) -> str:
+    """In words, in what these entries differ, the fewest kinds first: what to ask for next."""
+    kinds: dict[str, set[object]] = {
+        "release": {entry.release for entry in entries},
+        "model": {entry.model for entry in entries},
+        "site": {entry.site.point if entry.site else None for entry in entries},
+        "layer": {entry.layer for entry in entries},
+        "width": {entry.width for entry in entries},
+        "l0": {entry.l0 for entry in entries},
+    }
+    several = sorted(
+        ((len(values), key, values) for key, values in kinds.items() if len(values) > 1),
+        key=lambda item: item[0],
+    )
+    return "; ".join(f"{key}: {_sample(values)}" for _, key, values in several[:3])
+
+
+def what_widens(filters: dict[str, Any]) -> str:
+    """In words, how many SAEs fit without each of these filters of `find_all`, the most first."""
+    given = {key: value for key, value in filters.items() if value is not None}
+    counts = {
+        key: len(find_all(**{name: value for name, value in given.items() if name != key}).entries)
+        for key in given
+    }
+    helpful = sorted((item for item in counts.items() if item[1]), key=lambda item: -item[1])
+    if not helpful:
+        return "more than one of the filters must go"
+    return ", ".join(f"{count:,} without {key}" for key, count in helpful)
+
+
+def _sample(values: set[object], most: int = 4) -> str:
+    known = [value for value in values if value is not None]
+    numbers = [value for value in known if isinstance(value, int | float)]
+    shown = [f"{value:g}" for value in sorted(numbers)] if numbers else sorted(map(str, known))
+    more = f" … ({len(shown)} of them)" if len(shown) > most else ""
+    return ", ".join(shown[:most]) + more
 
 
 def parse_width(width: int | str) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """`saezoo list`"""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -47,7 +47,16 @@ def list_(
     if not narrowed and not names and not as_json:
         _print_releases()
         return
-    found = find_all(model, layer or None, site, width, l0, search, release, list_files=_list_files)
+    filters = {
+        "model": model,
+        "layer": layer or None,
+        "site": site,
+        "width": width,
+        "l0": l0,
+        "search": search,
+        "release": release,
+    }
+    found = find_all(**filters, list_files=_list_files)  # type: ignore[arg-type]
     for name, reason in found.not_listed.items():
         click.echo(
             f"saezoo: {name} is not listed ({reason}); its names load all the same", err=True
@@ -57,7 +66,7 @@ def list_(
     elif names:
         click.echo("".join(f"{entry.name}\n" for entry in found.entries), nl=False)
     else:
-        _print_entries(found)
+        _print_entries(found, filters)
 
 
 def _list_files(entry: "Entry") -> list[str]:
@@ -85,7 +94,9 @@ def _print_releases() -> None:
     )
 
 
-def _print_entries(found: "Listing") -> None:
+def _print_entries(found: "Listing", filters: dict[str, Any]) -> None:
+    from saezoo.search import what_narrows, what_widens
+
     rows = [
         (
             entry.name,
@@ -98,7 +109,10 @@ def _print_entries(found: "Listing") -> None:
         for entry in found.entries[:PAGE]
     ]
     if not rows:
-        click.echo("no registered SAE fits all of this; `saezoo list` shows the releases")
+        click.echo(
+            f"no registered SAE fits all of this ({what_widens(filters)}); "
+            "`saezoo list` shows the releases"
+        )
         return
     print_table(
         ["name", "site", "layer", "features", "k or L0", "size"],
@@ -106,6 +120,8 @@ def _print_entries(found: "Listing") -> None:
         right=["layer", "features", "k or L0", "size"],
     )
     if len(found.entries) > PAGE:
+        more = len(found.entries) - PAGE
         click.echo(
-            f"… and {len(found.entries) - PAGE:,} more: narrow it, or --names or --json for all"
+            f"… and {more:,} more: narrow it by {what_narrows(found.entries)}; "
+            "--names or --json for all"
         )
