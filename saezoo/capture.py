@@ -64,6 +64,8 @@ def find_module(model: nn.Module, path: str) -> nn.Module:
         f"model.{path}",
         f"transformer.{path}",
         f"gpt_neox.{path}",
+        # Gemma 3 from 4B on is a model of text and images, its layers one step further in
+        path.replace("model.", "model.language_model.", 1),
         path.partition(".")[2],
     ):
         if candidate and candidate in modules:

@@ -34,6 +34,9 @@ class Entry(Spec):
     l0: float | None = None
     variance_explained: float | None = None
     norm_scaling_factor: float | None = None
+    """saelens: the factor of expected_average_only_in, which the files do not hold."""
+    normalize_activations: str | None = None
+    """saelens: what the file should say, where its authors' registry corrects it."""
     neuronpedia: str | None = None
     licence: str | None = None
     paper: str | None = None

@@ -1,4 +1,6 @@
-"""Where files go, and how they get there whole: the cache, atomic files and folders, hashes."""
+"""Where files are and go, and how they get there whole: the cache, the registry, atomic files and
+folders, hashes.
+"""
 
 import hashlib
 import os
@@ -6,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 
@@ -17,6 +20,13 @@ def cache_root(cache_dir: str | Path | None = None) -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("saezoo", appauthor=False)
+
+
+@lru_cache(maxsize=1)
+def registry_folder() -> Path:
+    """registry/ of a checkout, or the installed copy of it."""
+    installed = Path(__file__).parent / "_registry"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "registry"
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from saezoo.find import find_sae
 from saezoo.formats import Weights, format_module
 from saezoo.formats._tensors import refuse_not_finite
 from saezoo.hub import Fetched, fetch
+from saezoo.index import Row
 from saezoo.sae import SAE, build_sae
-from saezoo.search import list_saes, what_narrows
+from saezoo.search import find_all, what_narrows
 
 
 def load_sae(
@@ -80,22 +81,24 @@ def load_saes(
     Nothing is fetched unless each layer has exactly one. Raises UnknownSAE where a layer has none,
     AmbiguousName where one has several (saying in what they differ), and what `load_sae` raises.
     """
-    found: dict[int, list[Entry]] = {}
-    for entry in list_saes(model, layers, site, width, l0, search, release):
-        if entry.layer is not None:
-            found.setdefault(entry.layer, []).append(entry)
+    found: dict[int, list[Row]] = {}
+    for row in find_all(model, layers, site, width, l0, search, release).rows:
+        layer = (row.get("site") or {}).get("layer")
+        if layer is not None:
+            found.setdefault(layer, []).append(row)
     if lacking := sorted(set(layers or found) - found.keys()):
         raise UnknownSAE(f"{model}: no SAE fits on layer {', '.join(map(str, lacking))}")
     if not found:
         raise UnknownSAE(f"no registered SAE of {model!r} fits; `saezoo list` shows the releases")
-    if several := [entries for _, entries in sorted(found.items()) if len(entries) > 1]:
+    if several := [layer for layer, rows in sorted(found.items()) if len(rows) > 1]:
+        rows = found[several[0]]
         raise AmbiguousName(
-            f"{model}: layer {several[0][0].layer} has {len(several[0])} SAEs that fit, such as "
-            f"{several[0][0].name}. They differ in {what_narrows(several[0])}"
+            f"{model}: layer {several[0]} has {len(rows)} SAEs that fit, such as "
+            f"{rows[0]['name']}. They differ in {what_narrows(rows)}"
         )
     return {
         layer: load_sae(
-            found[layer][0].name,
+            found[layer][0]["name"],
             device=device,
             dtype=dtype,
             token=token,

@@ -1,7 +1,7 @@
 """The registry: one YAML per release, read one at a time; from a name to an Entry.
 
-This is the only file that knows where the YAML lies. registry/README.md shows the schema by
-example."""
+registry/README.md shows the schema by example.
+"""
 
 import difflib
 import itertools
@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
+from typing_extensions import TypeAliasType  # a dependency of pydantic; pydantic wants this one
 
 from saezoo.config import Spec, one_line
 from saezoo.entry import Entry
 from saezoo.errors import AmbiguousName, BadName, RegistryError, UnknownSAE
+from saezoo.files import registry_folder
 from saezoo.names import Name
 
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -25,12 +27,19 @@ LIMIT = 20_000
 """The most ids that the families of one release may stand for."""
 
 
+Value = str | int | float
+
+Each = TypeAliasType("Each", "dict[str, Value | list[Value] | dict[str | int, Each]]")
+"""Placeholder -> values; "0..11" is a range, both ends included. In a mapping each value (or range)
+has an `each` of its own: what hangs on it.
+"""
+
+
 class Family(Spec):
     """Ids by pattern: every combination of the values in `each`, put into every {placeholder}."""
 
     id: str
-    each: dict[str, str | list[str | int]]
-    """Placeholder -> values; "0..11" is a range, both ends included."""
+    each: Each
     facts: dict[str, Any] = Field(default_factory=dict)
     """Any key of Entry; strings may hold placeholders, and those of nothing but a placeholder
     and digits become numbers."""
@@ -139,18 +148,11 @@ def match_open(release: Release, id: str, where: str | None = None) -> Entry | N
     return None
 
 
-@lru_cache(maxsize=1)
-def registry_folder() -> Path:
-    """registry/ of a checkout, or the installed copy of it."""
-    installed = Path(__file__).parent / "_registry"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "registry"
-
-
 def _one(release: Release, id: str, where: str | None) -> Entry | None:  # noqa: A002
     """One enumerated id, without making an Entry of all the others."""
     where = where or f"registry/{release.release}.yaml"
     for row in itertools.chain(
-        release.saes, *(_rows(family, where) for family in release.families)
+        release.saes, *(_rows(family, where, only=id) for family in release.families)
     ):
         if row.get("id") == id:
             return _entry(release, row, where)
@@ -254,26 +256,52 @@ def _line_of(node: Any, place: Iterable[str | int]) -> int:
     return int(node.start_mark.line) + 1 if node is not None else 1
 
 
-def _rows(family: Family, where: str) -> Iterator[dict[str, Any]]:
+def _rows(family: Family, where: str, only: str | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a family; with `only`, just those of that id."""
     names = set(PLACEHOLDER.findall(family.id))
-    if names != set(family.each):
-        raise RegistryError(
-            f"{where}: the id {family.id!r} and `each` name different placeholders: "
-            f"{', '.join(sorted(names ^ set(family.each)))}"
-        )
-    for values in itertools.product(*(_values(choice, where) for choice in family.each.values())):
-        yield _fill({"id": family.id} | family.facts, dict(zip(family.each, values, strict=True)))
+    for known in _combinations(family.each, where):
+        if not names <= known.keys():
+            raise RegistryError(
+                f"{where}: the id {family.id!r} and `each` name different placeholders: "
+                f"{', '.join(sorted(names ^ known.keys()))}"
+            )
+        row = _fill({"id": family.id}, known)
+        if only in (None, row["id"]):
+            yield row | _fill(family.facts, known)
 
 
-def _values(choice: str | list[str | int], where: str) -> list[str]:
+def _combinations(each: Each, where: str) -> Iterator[dict[str, str]]:
+    """Every combination of the values, with what hangs on them."""
+    choices = [_bounded(_choices(name, choice, where), where) for name, choice in each.items()]
+    for chosen in itertools.product(*choices):
+        yield {name: value for part in chosen for name, value in part.items()}
+
+
+def _choices(name: str, choice: Any, where: str) -> Iterator[dict[str, str]]:
+    """The values of one placeholder, each with every combination of what hangs on it."""
+    for key, more in choice.items() if isinstance(choice, dict) else [(choice, {})]:
+        hanging = _bounded(_combinations(more, where), where)
+        for value, rest in itertools.product(_values(key, where), hanging):
+            yield {name: value} | rest
+
+
+def _bounded(rows: Iterator[dict[str, str]], where: str) -> list[dict[str, str]]:
+    """All of them, unless they are too many for any release."""
+    found = list(itertools.islice(rows, LIMIT + 1))
+    if len(found) > LIMIT:
+        raise RegistryError(f"{where}: `each` has more than {LIMIT:,} combinations")
+    return found
+
+
+def _values(choice: Value | list[Value], where: str) -> list[str]:
     if isinstance(choice, list):
         return [str(value) for value in choice]
-    if found := RANGE.fullmatch(choice):
+    if found := RANGE.fullmatch(str(choice)):
         first, last = int(found[1]), int(found[2])
         if last - first >= LIMIT:
             raise RegistryError(f"{where}: the range {choice} has more than {LIMIT:,} values")
         return [str(value) for value in range(first, last + 1)]
-    return [choice]
+    return [str(choice)]
 
 
 def _fill(value: Any, known: dict[str, str]) -> Any:

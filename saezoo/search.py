@@ -3,13 +3,17 @@
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from saezoo.entry import Entry
 from saezoo.errors import BadName, FetchError, RegistryError, UnknownSAE
+from saezoo.index import Row, read_index
 from saezoo.names import ZOO
-from saezoo.registry import Release, expand, match_open, read_release, release_names
-from saezoo.zoo import list_zoos
+
+if TYPE_CHECKING:
+    from saezoo.entry import Entry
+    from saezoo.registry import Release
+
+    ListFiles = Callable[[Entry], list[str]]
 
 Numbers = int | Collection[int] | None
 Span = str | float | tuple[float, float] | None
@@ -19,9 +23,20 @@ Span = str | float | tuple[float, float] | None
 class Listing:
     """What a search found, and what could not be searched."""
 
-    entries: list[Entry] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    """Known facts of each SAE as JSON values, and its `name`: an Entry, without the cost of one."""
     not_listed: dict[str, str] = field(default_factory=dict)
     """Open release -> why its folders could not be listed; its names load all the same."""
+
+    @property
+    def entries(self) -> "list[Entry]":
+        """The rows as Entry objects."""
+        from saezoo.entry import Entry
+
+        return [
+            Entry.model_validate({key: value for key, value in row.items() if key != "name"})
+            for row in self.rows
+        ]
 
 
 def list_saes(
@@ -33,8 +48,8 @@ def list_saes(
     search: str | None = None,
     release: str | None = None,
     *,
-    list_files: Callable[[Entry], list[str]] | None = None,
-) -> list[Entry]:
+    list_files: "ListFiles | None" = None,
+) -> "list[Entry]":
     """Registered SAEs that fit every filter given, in the order of their releases.
 
     model: a HuggingFace id, or its last part. layer: one, or several. site: a point such as
@@ -55,38 +70,38 @@ def find_all(
     search: str | None = None,
     release: str | None = None,
     *,
-    list_files: Callable[[Entry], list[str]] | None = None,
+    list_files: "ListFiles | None" = None,
 ) -> Listing:
     """Like `list_saes`, and says which open releases could not be listed, and why."""
     widths = None if width is None else parse_width(width)
     layers = None if layer is None else {layer} if isinstance(layer, int) else set(layer)
     span = None if l0 is None else parse_span(l0)
+    models = None if model is None else model.lower()
+    words = None if search is None else search.lower().split()
     listing = Listing()
-    for known, where in _releases(release, listing):
-        if model is not None and not _same_model(known, model):
-            continue
-        for entry in _entries(known, where, listing, list_files):
-            if (
-                (layers is None or entry.layer in layers)
-                and (site is None or (entry.site is not None and entry.site.point == site))
-                and (widths is None or _within(entry.width, widths))
-                and (span is None or _within(entry.l0, span))
-                and (search is None or _has_words(entry, known, search))
-            ):
-                listing.entries.append(entry)
+    for about, row in _rows(release, models, listing, list_files):
+        place = row.get("site") or {}
+        if (
+            (models is None or _same_model(place.get("model"), models))
+            and (layers is None or place.get("layer") in layers)
+            and (site is None or place.get("point") == site)
+            and (widths is None or _within(row.get("d_sae"), widths))
+            and (span is None or _within(row.get("l0"), span))
+            and (words is None or _has_words(row, about, words))
+        ):
+            listing.rows.append(row)
     return listing
 
 
-def what_narrows(entries: list[Entry]) -> str:
-    """In words, in what these entries differ, the fewest kinds first: what to ask for next."""
-    kinds: dict[str, set[object]] = {
-        "release": {entry.release for entry in entries},
-        "model": {entry.model for entry in entries},
-        "site": {entry.site.point if entry.site else None for entry in entries},
-        "layer": {entry.layer for entry in entries},
-        "width": {entry.width for entry in entries},
-        "l0": {entry.l0 for entry in entries},
+def what_narrows(rows: list[Row]) -> str:
+    """In words, in what these rows differ, the fewest kinds first: what to ask for next."""
+    kinds: dict[str, set[Any]] = {
+        "release": {row.get("release") for row in rows},
+        "width": {row.get("d_sae") for row in rows},
+        "l0": {row.get("l0") for row in rows},
     }
+    for key, name in (("model", "model"), ("site", "point"), ("layer", "layer")):
+        kinds[key] = {(row.get("site") or {}).get(name) for row in rows}
     several = sorted(
         ((len(values), key, values) for key, values in kinds.items() if len(values) > 1),
         key=lambda item: item[0],
@@ -98,7 +113,7 @@ def what_widens(filters: dict[str, Any]) -> str:
     """In words, how many SAEs fit without each of these filters of `find_all`, the most first."""
     given = {key: value for key, value in filters.items() if value is not None}
     counts = {
-        key: len(find_all(**{name: value for name, value in given.items() if name != key}).entries)
+        key: len(find_all(**{name: value for name, value in given.items() if name != key}).rows)
         for key in given
     }
     helpful = sorted((item for item in counts.items() if item[1]), key=lambda item: -item[1])
@@ -145,48 +160,82 @@ def _within(value: float | None, span: tuple[float, float]) -> bool:
     return value is not None and span[0] <= value <= span[1]
 
 
-def _releases(only: str | None, listing: Listing) -> Iterator[tuple[Release, str | None]]:
-    """Releases to search, and how errors call their files: our own, then pinned zoos as
-    `zoo/release`. A zoo that is broken is said to be, and keeps nothing else from being found.
+def _rows(
+    only: str | None, model: str | None, listing: Listing, list_files: "ListFiles | None"
+) -> Iterator[tuple[str, Row]]:
+    """(what the release is about, row) of everything to search: our own registry, then pinned zoos
+    as `zoo/release`. What cannot be searched is said in `listing`.
     """
     if only is None or not only.startswith(f"{ZOO}/"):
-        for name in [only] if only else release_names():
-            yield read_release(name), None
-    if only is not None and not only.startswith(f"{ZOO}/"):
+        index = read_index()
+        known = index["releases"]
+        if only is not None and only not in known:
+            from saezoo.registry import read_release
+
+            read_release(only)  # raises, with the closest names
+        for row in index["rows"]:
+            if only in (None, row["release"]):
+                yield known[row["release"]]["about"], row
+        for name, facts in known.items():
+            wanted = only in (None, name) and (model is None or _same_model(facts["model"], model))
+            if facts["open"] and wanted:
+                from saezoo.registry import read_release
+
+                yield from _open_rows(read_release(name), listing, list_files)
+    if only is None or only.startswith(f"{ZOO}/"):
+        yield from _zoo_rows(only, listing, list_files)
+
+
+def _zoo_rows(
+    only: str | None, listing: Listing, list_files: "ListFiles | None"
+) -> Iterator[tuple[str, Row]]:
+    """Rows of pinned zoos. A zoo that is broken is said to be, and keeps nothing else from being
+    found.
+    """
+    from saezoo.files import cache_root
+
+    if not (cache_root() / "zoos").is_dir() and only is None:
         return
+    from saezoo.registry import expand
+    from saezoo.zoo import list_zoos
+
     pins = [pin for pin in list_zoos() if only in (None, f"{ZOO}/{pin.release}")]
     if only and not pins:
         raise UnknownSAE(f"no {only!r} is pinned on this machine. See all: saezoo zoo list")
     for pin in pins:
+        called = f"{ZOO}/{pin.release}"
         try:
-            known = pin.parse()
+            release = pin.parse().model_copy(update={"release": called})
         except RegistryError as error:
-            listing.not_listed[f"{ZOO}/{pin.release}"] = str(error)
+            listing.not_listed[called] = str(error)
             continue
-        yield known.model_copy(update={"release": f"{ZOO}/{pin.release}"}), pin.where
+        for entry in expand(release, pin.where).values():
+            yield release.about, {"name": entry.name} | entry.to_json()
+        if release.is_open:
+            yield from _open_rows(release, listing, list_files)
 
 
-def _entries(
-    release: Release,
-    where: str | None,
-    listing: Listing,
-    list_files: Callable[[Entry], list[str]] | None,
-) -> list[Entry]:
-    entries = list(expand(release, where).values())
-    if not release.is_open:
-        return entries
+def _open_rows(
+    release: "Release", listing: Listing, list_files: "ListFiles | None"
+) -> Iterator[tuple[str, Row]]:
+    """Rows of an open release, by the folders of its repo."""
+    from saezoo.entry import Entry
+    from saezoo.registry import match_open
+
     if list_files is None:
         listing.not_listed[release.release] = "its repo was not asked"
-        return entries
+        return
+    source, revision = release.shared["source"], release.shared.get("revision")
     try:
-        source, revision = release.shared["source"], release.shared.get("revision")
         files = list_files(Entry(source=source, revision=revision))
     except FetchError as error:
         listing.not_listed[release.release] = str(error)
-        return entries
+        return
     folders = sorted({file.rpartition("/")[0] for file in files} - {""}, key=_natural)
-    found = (match_open(release, folder) for folder in folders)
-    return entries + [entry for entry in found if entry is not None]
+    for folder in folders:
+        entry = match_open(release, folder)
+        if entry is not None:
+            yield release.about, {"name": entry.name} | entry.to_json()
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
@@ -194,11 +243,13 @@ def _natural(text: str) -> list[tuple[int, str]]:
     return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", text)]
 
 
-def _same_model(release: Release, model: str) -> bool:
-    own = str((release.shared.get("site") or {}).get("model", "")).lower()
-    return model.lower() in (own, own.rpartition("/")[2])
+def _same_model(own: str | None, model: str) -> bool:
+    lower = (own or "").lower()
+    return model in (lower, lower.rpartition("/")[2])
 
 
-def _has_words(entry: Entry, release: Release, words: str) -> bool:
-    text = f"{entry.name} {entry.model} {entry.format} {entry.author} {release.about}".lower()
-    return all(word in text for word in words.lower().split())
+def _has_words(row: Row, about: str, words: list[str]) -> bool:
+    model = (row.get("site") or {}).get("model")
+    told = (row["name"], model, row.get("format"), row.get("author"), about)
+    text = " ".join(str(part) for part in told).lower()
+    return all(word in text for word in words)

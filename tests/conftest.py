@@ -5,7 +5,7 @@ huggingface_hub, which reads HF_ENDPOINT once.
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,3 +44,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("SAEZOO_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def registry_at(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Callable[[Path], None]:  # noqa: ARG001 an index is made in the cache
+    """Makes a folder the registry, everywhere."""
+
+    def use(folder: Path) -> None:
+        for module in ("saezoo.registry", "saezoo.index"):
+            monkeypatch.setattr(f"{module}.registry_folder", lambda: folder)
+
+    return use

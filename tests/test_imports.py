@@ -22,7 +22,7 @@ TIERS = [
     {"transfer"},
     {"hf", "https"},
     {"hub"},
-    {"manifest"},
+    {"manifest", "index"},
     {"zoo"},
     {"find", "search"},
     {"load"},

@@ -2,7 +2,7 @@
 
 import pytest
 
-from saezoo import SAE, SAEConfig, registry, save_sae
+from saezoo import SAE, SAEConfig, save_sae
 from saezoo.cli import main
 from saezoo.errors import AmbiguousName, UnknownSAE
 from saezoo.load import load_saes
@@ -10,7 +10,7 @@ from saezoo.search import find_all, what_narrows, what_widens
 
 
 @pytest.fixture
-def layers(tmp_path, monkeypatch):
+def layers(tmp_path, registry_at):
     """A registry with layers 0 to 2 of one model in two widths, on this machine."""
     for layer in range(3):
         for d_sae in (8, 16):
@@ -28,7 +28,7 @@ families:
   facts: {{path: "l{{layer}}-{{width}}", d_sae: "{{width}}", site: {{layer: "{{layer}}"}}}}
 """
     )
-    monkeypatch.setattr(registry, "registry_folder", lambda: folder)
+    registry_at(folder)
 
 
 @pytest.mark.usefixtures("layers")
@@ -52,7 +52,7 @@ def test_what_fits_twice_or_not_at_all_is_said_before_anything_is_fetched():
 
 @pytest.mark.usefixtures("layers")
 def test_searches_say_what_narrows_and_what_widens_them(capsys):
-    assert what_narrows(find_all().entries) == "width: 8, 16; layer: 0, 1, 2"
+    assert what_narrows(find_all().rows) == "width: 8, 16; layer: 0, 1, 2"
     filters = {"model": "m", "layer": 1, "width": 9, "site": None}
     assert what_widens(filters) == "2 without width"
     with pytest.raises(SystemExit):

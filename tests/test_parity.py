@@ -7,10 +7,24 @@ from saezoo.errors import FormatError
 from saezoo.formats import detect
 from saezoo.load import load_sae
 from saezoo.numerics import TOLERANCE, close, largest_difference
-from tests.origins import dictionary_learning, openai, sparsify
+from tests.origins import (
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope_2,
+    openai,
+    saelens,
+    sparsify,
+)
 from tests.origins._origin import D, N
 
-ORIGINS = [*openai.ORIGINS, *sparsify.ORIGINS, *dictionary_learning.ORIGINS]
+ORIGINS = [
+    *openai.ORIGINS,
+    *sparsify.ORIGINS,
+    *dictionary_learning.ORIGINS,
+    *saelens.ORIGINS,
+    *gemma_scope.ORIGINS,
+    *gemma_scope_2.ORIGINS,
+]
 each_origin = pytest.mark.parametrize("origin", ORIGINS, ids=str)
 
 

@@ -2,9 +2,11 @@
 and key.
 """
 
+import re
+from collections import Counter
+
 import pytest
 
-from saezoo import registry
 from saezoo.errors import AmbiguousName, BadName, FetchError, RegistryError, UnknownSAE
 from saezoo.find import find_sae
 from saezoo.formats import FORMATS
@@ -124,10 +126,35 @@ def test_each_release_has_as_many_saes_as_were_published(release, count):
     assert len(expand(read_release(release))) == count
 
 
-def test_838_saes_of_dictionary_learning_are_registered():
-    found = [entry for entry in list_saes() if entry.format == "dictionary_learning"]
-    assert len(found) == 838
-    assert all(entry.neuronpedia for entry in found)
+def test_as_many_saes_of_each_format_are_registered_as_were_published():
+    rows = find_all().rows
+    assert Counter(row["format"] for row in rows) == {
+        "openai": 144,
+        "native": 1,
+        "dictionary_learning": 838,
+        "saelens": 292,
+        "gemma_scope": 2859,
+        "gemma_scope_2": 8784,
+    }
+    assert all(row["neuronpedia"] for row in rows if row["format"] == "dictionary_learning")
+
+
+def test_hosts_whose_writing_weights_must_be_centred_are_marked():
+    rows = find_all(model="gpt2").rows
+    centred = Counter(row["release"] for row in rows if row["site"].get("centred"))
+    assert centred == {
+        "gpt2-small-res-jb": 13,
+        "gpt2-small-res-jb-feature-splitting": 8,
+        "gpt2-small-mlp-tm": 12,
+    }
+
+
+def test_a_factor_that_the_files_lack_is_in_the_registry():
+    assert find_sae("gemma-2b-res-jb/blocks.12.hook_resid_post").norm_scaling_factor == (
+        pytest.approx(0.2138, abs=1e-4)
+    )
+    entry = find_sae("mistral-7b-res-wg/blocks.8.hook_resid_pre")
+    assert entry.normalize_activations == "constant_norm_rescale"
 
 
 @pytest.mark.parametrize("release", release_names())
@@ -140,8 +167,10 @@ def test_every_file_of_the_registry_holds(release):
     for entry in entries:
         assert entry.format in FORMATS
         assert entry.model
-        assert entry.site.module
-        assert "{layer}" not in str(entry.to_json())
+        # a normalised stream without its gain is no module's output
+        assert entry.site.module or entry.site.hook_name.endswith("hook_normalized")
+        assert not re.search(r"\{\w+\}", str(entry.to_json()))
+    for entry in entries[:: max(1, len(entries) // 20)]:
         assert find_sae(entry.name) == entry
 
 
@@ -206,9 +235,9 @@ def test_a_revision_replaces_the_registered_one_and_the_facts_that_went_with_it(
 
 
 @pytest.fixture
-def yaml_file(tmp_path, monkeypatch):
+def yaml_file(tmp_path, registry_at):
     """Write registry/mine.yaml of a registry of its own."""
-    monkeypatch.setattr(registry, "registry_folder", lambda: tmp_path)
+    registry_at(tmp_path)
 
     def write(text):
         (tmp_path / "mine.yaml").write_text("release: mine\nabout: x\n" + text)
@@ -256,15 +285,15 @@ def test_wrong_yaml_is_refused_in_one_line_with_file_and_key(yaml_file, text, sa
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_must_be_called_like_its_release(tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "registry_folder", lambda: tmp_path)
+def test_a_file_must_be_called_like_its_release(tmp_path, registry_at):
+    registry_at(tmp_path)
     (tmp_path / "other.yaml").write_text("release: mine\nabout: x\n")
     with pytest.raises(RegistryError, match=r"'mine'.*'other'"):
         read_release("other")
 
 
-def test_a_broken_release_does_not_keep_another_from_being_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "registry_folder", lambda: tmp_path)
+def test_a_broken_release_does_not_keep_another_from_being_found(tmp_path, registry_at):
+    registry_at(tmp_path)
     (tmp_path / "broken.yaml").write_text("[")
     (tmp_path / "mine.yaml").write_text("release: mine\nabout: x\n" + SHARED + "saes: [{id: a}]\n")
     assert find_sae("mine/a").source == "hf://o/r"
@@ -283,16 +312,17 @@ def test_shared_facts_are_inherited_and_a_rows_own_win(yaml_file):
 @pytest.mark.parametrize(
     ("filters", "count"),
     [
-        ({"model": "openai-community/gpt2"}, 144),
-        ({"model": "GPT2"}, 144),
-        ({"model": "gpt2", "layer": 8}, 12),
-        ({"model": "gpt2", "layer": (8, 9)}, 24),
-        ({"model": "gpt2", "site": "resid_post"}, 24),
-        ({"model": "gpt2", "width": "131k"}, 48),
-        ({"model": "gpt2", "width": 131072, "site": "mlp_out", "layer": 0}, 1),
-        ({"model": "gemma-2-2b", "width": "16k"}, 294),
+        ({"release": "openai-gpt2-small", "model": "openai-community/gpt2"}, 144),
+        ({"release": "openai-gpt2-small", "model": "GPT2"}, 144),
+        ({"release": "openai-gpt2-small", "layer": 8}, 12),
+        ({"release": "openai-gpt2-small", "layer": (8, 9)}, 24),
+        ({"release": "openai-gpt2-small", "site": "resid_post"}, 24),
+        ({"release": "openai-gpt2-small", "width": "131k"}, 48),
+        ({"release": "openai-gpt2-small", "width": 131072, "site": "mlp_out", "layer": 0}, 1),
+        ({"release": "openai-gpt2-small", "l0": "1..100"}, 0),
+        ({"model": "gemma-2-2b", "width": "16k", "search": "dictionary_learning"}, 294),
         ({"search": "pythia gated"}, 40),
-        ({"model": "gpt2", "l0": "1..100"}, 0),
+        ({"release": "gpt2-small-res-jb", "l0": "41..54"}, 4),
         ({"model": "nobody"}, 0),
     ],
     ids=str,

@@ -161,7 +161,7 @@ def test_searches_find_pinned_zoos_and_a_broken_one_hides_nothing(cache):
     (cache / "zoos" / "torn.json").write_text('{"rel')
     found = find_all(model="gpt2", layer=3)
     assert "zoo/mine" in found.not_listed
-    assert len(found.entries) == len(names) - 1
+    assert len(found.rows) == len(names) - 1
     assert find_sae("openai-gpt2-small/resid_post_mlp_v5_32k/8")
 
 

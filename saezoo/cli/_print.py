@@ -29,6 +29,12 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def print_rows(rows: Sequence[dict[str, Any]]) -> None:
+    """A JSON list with one object a line: thousands of rows indented would take a second."""
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    click.echo(f"[\n{lines}\n]" if rows else "[]")
+
+
 def console(*, err: bool = False) -> "Console":
     """A rich console; in a pipe it is 120 columns wide and has no colour."""
     import sys

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from saezoo.cli._print import HELP, human_bytes, json_option, print_json, print_table
+from saezoo.cli._print import HELP, human_bytes, json_option, print_rows, print_table
 
 if TYPE_CHECKING:
     from saezoo.entry import Entry
@@ -62,9 +62,9 @@ def list_(
             f"saezoo: {name} is not listed ({reason}); its names load all the same", err=True
         )
     if as_json:
-        print_json([entry.to_json() | {"name": entry.name} for entry in found.entries])
+        print_rows(found.rows)
     elif names:
-        click.echo("".join(f"{entry.name}\n" for entry in found.entries), nl=False)
+        click.echo("".join(f"{row['name']}\n" for row in found.rows), nl=False)
     else:
         _print_entries(found, filters)
 
@@ -76,17 +76,14 @@ def _list_files(entry: "Entry") -> list[str]:
 
 
 def _print_releases() -> None:
-    from saezoo.registry import expand, read_release, release_names
+    from saezoo.index import read_index
 
-    rows, total = [], 0
-    for name in release_names():
-        release = read_release(name)
-        count = len(expand(release))
-        total += count
-        model = str((release.shared.get("site") or {}).get("model", ""))
-        rows.append(
-            (name, "open" if release.is_open else f"{count:,}", model, release.shared["format"])
-        )
+    releases = read_index()["releases"]
+    rows = [
+        (name, "open" if facts["open"] else f"{facts['count']:,}", facts["model"], facts["format"])
+        for name, facts in releases.items()
+    ]
+    total = sum(facts["count"] for facts in releases.values())
     print_table(["release", "SAEs", "model", "format"], rows, right=["SAEs"])
     click.echo(
         f"\n{total:,} SAEs in {len(rows)} releases, not counting the open ones: those have as many "
@@ -99,14 +96,14 @@ def _print_entries(found: "Listing", filters: dict[str, Any]) -> None:
 
     rows = [
         (
-            entry.name,
-            entry.site.point if entry.site else None,
-            entry.layer,
-            f"{entry.d_sae:,}" if entry.d_sae else None,
-            entry.k or entry.l0,
-            human_bytes(entry.size),
+            row["name"],
+            (row.get("site") or {}).get("point"),
+            (row.get("site") or {}).get("layer"),
+            f"{row['d_sae']:,}" if "d_sae" in row else None,
+            row.get("k") or row.get("l0"),
+            human_bytes(row.get("size")),
         )
-        for entry in found.entries[:PAGE]
+        for row in found.rows[:PAGE]
     ]
     if not rows:
         click.echo(
@@ -119,9 +116,9 @@ def _print_entries(found: "Listing", filters: dict[str, Any]) -> None:
         rows,
         right=["layer", "features", "k or L0", "size"],
     )
-    if len(found.entries) > PAGE:
-        more = len(found.entries) - PAGE
+    if len(found.rows) > PAGE:
+        more = len(found.rows) - PAGE
         click.echo(
-            f"… and {more:,} more: narrow it by {what_narrows(found.entries)}; "
+            f"… and {more:,} more: narrow it by {what_narrows(found.rows)}; "
             "--names or --json for all"
         )

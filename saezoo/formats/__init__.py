@@ -67,6 +67,16 @@ FORMATS: dict[str, Format] = {
         optional=("config.json",),
         suffixes=("ae.pt",),
     ),
+    "saelens": Format("SAELens", files=("cfg.json", "sae_weights.safetensors"), writable=True),
+    "gemma_scope": Format(
+        "Google DeepMind Gemma Scope (Gemma 2)", files=("params.npz",), suffixes=("params.npz",)
+    ),
+    "gemma_scope_2": Format(
+        "Google DeepMind Gemma Scope 2 (Gemma 3)",
+        files=("params.safetensors",),
+        optional=("config.json",),
+        suffixes=("params.safetensors",),
+    ),
 }
 
 
