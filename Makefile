@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check docs fmt peers bench clean
+.PHONY: demo test test-peers check docs fmt peers bench clean
 
 demo: $(STAMP)  ## look through the bundled SAE at a real language model
 	$(BIN)/saezoo demo
@@ -25,6 +25,27 @@ docs: $(STAMP)  ## write the generated docs
 fmt: $(STAMP)  ## put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# an environment each, so that none decides another's versions; `make test` never comes here
+test-peers: .venvs/saelens/.installed .venvs/sparsify/.installed .venvs/dictionary_learning/.installed  ## against the real packages: what they write is read, what is written they load
+	.venvs/saelens/bin/python -m pytest tests_peers/test_saelens.py tests_peers/test_interop.py
+	.venvs/sparsify/bin/python -m pytest tests_peers/test_sparsify.py
+	.venvs/dictionary_learning/bin/python -m pytest tests_peers/test_dictionary_learning.py
+
+.venvs/saelens/.installed: PEER = sae-lens
+.venvs/sparsify/.installed: PEER = eai-sparsify
+# dictionary-learning pins an nnsight of 2024 and lists what its notebooks draw with: its classes
+# need these three
+.venvs/dictionary_learning/.installed: PEER = nnsight einops tqdm
+.venvs/dictionary_learning/.installed: ALONE = dictionary-learning
+
+# torch goes first, by its exact version, and stands in the second line so that it stays
+.venvs/saelens/.installed .venvs/sparsify/.installed .venvs/dictionary_learning/.installed: pyproject.toml constraints.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(@D)/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" --editable . pytest $(PEER)
+	$(if $(ALONE),$(@D)/bin/python -m pip install --quiet --no-deps $(ALONE))
+	touch $@
 
 # other people's packages to measure against, in an environment of their own
 peers: .venvs/peers/.installed  ## install what the benchmarks compare with

@@ -39,6 +39,12 @@ class Entry(Spec):
     """saelens: what the file should say, where its authors' registry corrects it."""
     neuronpedia: str | None = None
     licence: str | None = None
+    use_restriction: str | None = None
+    """What its authors do not allow, beside the licence, in a few words."""
+    gated: bool | None = None
+    """True: the Hub gives its files only to who accepted the licence and passes a token."""
+    unverified: bool | None = None
+    """True: where it lies was seen in other people's code, not in the repo itself."""
     paper: str | None = None
     author: str | None = None
     notes: dict[str, str] | None = None

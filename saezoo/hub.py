@@ -21,7 +21,7 @@ from saezoo.errors import (
     UnsafeFile,
 )
 from saezoo.files import cache_root
-from saezoo.formats import FORMATS, detect, match_file, match_names
+from saezoo.formats import FORMATS, detect, is_read, match_file, match_names, unread_format
 from saezoo.transfer import Access, offline_wanted, refuse_unsafe_path, remove_linked
 
 WITH_EXTRAS = frozenset({"native"})
@@ -65,8 +65,8 @@ def fetch(
     """
     refuse_unsafe_path(entry.path, entry.name)
     key = format or entry.format
-    if key is not None and key not in FORMATS:
-        raise FormatError(f"no format {key!r}. There are: {', '.join(FORMATS)}")
+    if key is not None and not is_read(key):
+        raise unread_format(key, entry.name)
     access = _access(token, cache_dir, local_files_only, refresh, progress)
     try:
         if entry.source.startswith("hf://"):

@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from saezoo.errors import RegistryError
 from saezoo.files import cache_root, registry_folder, write_file
 
 logger = logging.getLogger(__name__)
 
 FILE = "index.json.gz"
-VERSION = 1
+VERSION = 2
 
 Row = dict[str, Any]
 """The known facts of an Entry as JSON values, and its `name`."""
@@ -25,7 +26,7 @@ Row = dict[str, Any]
 
 def read_index() -> dict[str, Any]:
     """The index of the registry as it is now: `releases` {name: {about, format, model, open,
-    count}} and `rows`, one for every enumerated SAE, in the order of releases and ids.
+    count, aliases}} and `rows`, one for every enumerated SAE, in the order of releases and ids.
     """
     folder = registry_folder()
     shipped = folder / FILE
@@ -65,9 +66,33 @@ def make_index() -> dict[str, Any]:
             "paper": release.shared.get("paper"),
             "open": release.is_open,
             "count": len(entries),
+            "aliases": release.aliases,
         }
         rows += [{"name": entry.name} | entry.to_json() for entry in entries.values()]
+    _refuse_shared_names(releases)
     return {"version": VERSION, "made_from": made_from, "releases": releases, "rows": rows}
+
+
+def release_called(alias: str) -> str | None:
+    """The release that has this as another name of its own."""
+    try:
+        known = read_index()["releases"]
+    except (RegistryError, OSError):
+        return None  # some file is broken, or there is no room for an index: names are still names
+    return next((name for name, facts in known.items() if alias in facts["aliases"]), None)
+
+
+def _refuse_shared_names(releases: dict[str, Any]) -> None:
+    """Raise RegistryError for an alias that is a release, or another one's alias, too."""
+    owners: dict[str, str] = {}
+    for name, facts in releases.items():
+        for alias in facts["aliases"]:
+            where = f"registry/{name}.yaml: the alias {alias!r} is"
+            if alias in releases:
+                raise RegistryError(f"{where} a release too")
+            if alias in owners:
+                raise RegistryError(f"{where} one of {owners[alias]} too")
+            owners[alias] = name
 
 
 def to_bytes(index: dict[str, Any]) -> bytes:

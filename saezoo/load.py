@@ -13,6 +13,7 @@ from saezoo.formats import Weights, format_module
 from saezoo.formats._tensors import refuse_not_finite
 from saezoo.hub import Fetched, fetch
 from saezoo.index import Row
+from saezoo.kept import read_kept
 from saezoo.sae import SAE, build_sae
 from saezoo.search import find_all, what_narrows
 
@@ -111,8 +112,10 @@ def load_saes(
 
 
 def read_weights(fetched: Fetched, entry: Entry | None) -> Weights:
-    """The canonical form of fetched files, completed by what the registry knows."""
-    weights = format_module(fetched.format).read(fetched.path, entry)
+    """The canonical form of fetched files, completed by what the registry knows. What had to be
+    unpacked is kept for the next time.
+    """
+    weights = read_kept(fetched, entry, format_module(fetched.format).read)
     return Weights(_with_registry_facts(weights.cfg, entry), weights.tensors)
 
 

@@ -18,6 +18,7 @@ from saezoo.config import Spec, one_line
 from saezoo.entry import Entry
 from saezoo.errors import AmbiguousName, BadName, RegistryError, UnknownSAE
 from saezoo.files import registry_folder
+from saezoo.index import release_called
 from saezoo.names import Name
 
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -53,16 +54,30 @@ class OpenIds(Spec):
     facts: dict[str, Any] = Field(default_factory=dict)
 
 
+class FileFacts(Spec):
+    """What is known of the files of one id, where a family's pattern cannot say it."""
+
+    revision: str | None = None
+    size: int | None = Field(default=None, ge=0)
+    """Bytes of all needed files."""
+    sha256: str | dict[str, str] | None = None
+    """Of the one file, or by file name."""
+
+
 class Release(Spec):
     """One YAML file."""
 
     release: str
     about: str
+    aliases: list[str] = Field(default_factory=list)
+    """Other names of the release: of its repo, or from before it moved."""
     shared: dict[str, Any] = Field(default_factory=dict)
     """Facts of every SAE of the release (any key of Entry); a row's own win."""
     saes: list[dict[str, Any]] = Field(default_factory=list)
     families: list[Family] = Field(default_factory=list)
     open: list[OpenIds] = Field(default_factory=list)
+    files: dict[str, FileFacts] = Field(default_factory=dict)
+    """By id, further facts: they win over `shared`, and a row's own over them."""
 
     @property
     def is_open(self) -> bool:
@@ -75,9 +90,12 @@ def find_registered(name: Name) -> Entry:
 
     Raises UnknownSAE (listing the closest), AmbiguousName, BadName or RegistryError.
     """
-    if name.release not in release_names():
+    called: str | None = name.release
+    if called not in release_names():
+        called = release_called(name.release)
+    if called is None:
         raise _no_release(name.release, name.id)
-    entry = find_in(read_release(name.release), name.id, name.release)
+    entry = find_in(read_release(called), name.id, called)
     return _with_revision(entry, name.revision)
 
 
@@ -118,7 +136,7 @@ def expand(release: Release, where: str | None = None) -> dict[str, Entry]:
     """Every enumerated id of a release and its Entry, in the order of the file.
 
     where: how errors call the file. Raises RegistryError for an id that appears twice, an unknown
-    key or too many ids.
+    key, too many ids, or files of an id that there is not.
     """
     where = where or f"registry/{release.release}.yaml"
     entries: dict[str, Entry] = {}
@@ -132,6 +150,9 @@ def expand(release: Release, where: str | None = None) -> dict[str, Entry]:
         entries[row["id"]] = _entry(release, row, where)
         if len(entries) > LIMIT:
             raise RegistryError(f"{where}: more than {LIMIT:,} ids")
+    for id in release.files.keys() - entries.keys():  # noqa: A001
+        if match_open(release, id, where) is None:
+            raise RegistryError(f"{where}: `files` names {id!r}, which is no id of this release")
     return entries
 
 
@@ -319,7 +340,8 @@ def _group(name: str) -> str:
 
 
 def _entry(release: Release, row: dict[str, Any], where: str) -> Entry:
-    facts = release.shared | row | {"release": release.release}
+    known = release.files.get(row["id"])
+    facts = release.shared | (known.to_json() if known else {}) | row | {"release": release.release}
     for key in ("site", "out_site"):
         ours, own = release.shared.get(key), row.get(key)
         if isinstance(ours, dict) and isinstance(own, dict):

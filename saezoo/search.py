@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from saezoo.errors import BadName, FetchError, RegistryError, UnknownSAE
-from saezoo.index import Row, read_index
+from saezoo.index import Row, read_index, release_called
 from saezoo.names import ZOO
 
 if TYPE_CHECKING:
@@ -14,6 +14,38 @@ if TYPE_CHECKING:
     from saezoo.registry import Release
 
     ListFiles = Callable[[Entry], list[str]]
+
+MODELS = {
+    "gpt2-small": "openai-community/gpt2",
+    "gpt2sm": "openai-community/gpt2",
+    "mistral-7b": "mistralai/Mistral-7B-v0.1",
+    "mistral-7b-instruct": "mistralai/Mistral-7B-Instruct-v0.1",
+    "llama-3-8b": "meta-llama/Meta-Llama-3-8B",
+    "llama3-8b": "meta-llama/Meta-Llama-3-8B",
+    "meta-llama/llama-3-8b": "meta-llama/Meta-Llama-3-8B",
+    "llama-3-8b-instruct": "meta-llama/Meta-Llama-3-8B-Instruct",
+    "llama-3-8b-it": "meta-llama/Meta-Llama-3-8B-Instruct",
+    "llama3-8b-it": "meta-llama/Meta-Llama-3-8B-Instruct",
+    "llama3.1-8b": "meta-llama/Llama-3.1-8B",
+    "meta-llama-3.1-8b": "meta-llama/Llama-3.1-8B",
+    "meta-llama/meta-llama-3.1-8b": "meta-llama/Llama-3.1-8B",
+    "llama-3.1-8b-it": "meta-llama/Llama-3.1-8B-Instruct",
+    "llama3.1-8b-it": "meta-llama/Llama-3.1-8B-Instruct",
+    "llama3.2-1b": "meta-llama/Llama-3.2-1B",
+    "llama-3.3-70b": "meta-llama/Llama-3.3-70B-Instruct",
+    "llama3.3-70b-it": "meta-llama/Llama-3.3-70B-Instruct",
+    "gemma-3-270m-pt": "google/gemma-3-270m",
+    "gemma-3-1b": "google/gemma-3-1b-pt",
+    "gemma-3-4b": "google/gemma-3-4b-pt",
+    "gemma-3-12b": "google/gemma-3-12b-pt",
+    "gemma-3-27b": "google/gemma-3-27b-pt",
+    "r1-distill-llama-8b": "deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
+    "r1-distill-qwen-1.5b": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
+    "esm2-8m": "facebook/esm2_t6_8M_UR50D",
+    "esm2-650m": "facebook/esm2_t33_650M_UR50D",
+    "evo2-7b": "arcinstitute/evo2_7b",
+}
+"""Usual names of host models that are not the last part of their HuggingFace id -> that id."""
 
 Numbers = int | Collection[int] | None
 Span = str | float | tuple[float, float] | None
@@ -52,9 +84,9 @@ def list_saes(
 ) -> "list[Entry]":
     """Registered SAEs that fit every filter given, in the order of their releases.
 
-    model: a HuggingFace id, or its last part. layer: one, or several. site: a point such as
-    `resid_post`. width: a number, or `16k`. l0: `50..150`, (50, 150), or one number. search: words,
-    all of which must appear in name, model, format or author.
+    model: a HuggingFace id, its last part, or a usual name (MODELS). layer: one, or several. site:
+    a point such as `resid_post`. width: a number, or `16k`. l0: `50..150`, (50, 150), or one
+    number. search: words, all of which must appear in name, model, format or author.
     list_files: how to ask for the files of an open release's repo (`saezoo.hub.list_files`);
     without it, or when it fails, such a release is left out.
     """
@@ -76,7 +108,7 @@ def find_all(
     widths = None if width is None else parse_width(width)
     layers = None if layer is None else {layer} if isinstance(layer, int) else set(layer)
     span = None if l0 is None else parse_span(l0)
-    models = None if model is None else model.lower()
+    models = None if model is None else MODELS.get(model.lower(), model).lower()
     words = None if search is None else search.lower().split()
     listing = Listing()
     for about, row in _rows(release, models, listing, list_files):
@@ -172,6 +204,7 @@ def _rows(
         if only is not None and only not in known:
             from saezoo.registry import read_release
 
+            only = release_called(only) or only
             read_release(only)  # raises, with the closest names
         for row in index["rows"]:
             if only in (None, row["release"]):
@@ -218,7 +251,7 @@ def _zoo_rows(
 def _open_rows(
     release: "Release", listing: Listing, list_files: "ListFiles | None"
 ) -> Iterator[tuple[str, Row]]:
-    """Rows of an open release, by the folders of its repo."""
+    """Rows of an open release, by the folders and files of its repo."""
     from saezoo.entry import Entry
     from saezoo.registry import match_open
 
@@ -234,7 +267,11 @@ def _open_rows(
     folders = sorted({file.rpartition("/")[0] for file in files} - {""}, key=_natural)
     for folder in folders:
         entry = match_open(release, folder)
-        if entry is not None:
+        if entry is not None and entry.path == folder:
+            yield release.about, {"name": entry.name} | entry.to_json()
+    for file in sorted(files, key=_natural):
+        entry = match_open(release, file.rpartition(".")[0])
+        if entry is not None and entry.path == file:
             yield release.about, {"name": entry.name} | entry.to_json()
 
 

@@ -1,4 +1,5 @@
-"""Write the registry's YAML of the SAELens and Gemma Scope releases from a table of published SAEs.
+"""Write the registry's YAML of releases from a table of published SAEs: those of SAELens, Gemma
+Scope and the other formats of describe_saes.FORMATS.
 
     python scripts/make_families.py FACTS.jsonl.gz [FOLDER] [--check]
 
@@ -30,6 +31,7 @@ from describe_saes import (  # noqa: E402
     WIDTHS,
     Facts,
     about,
+    aliases,
     describe,
     shared_facts,
 )
@@ -86,8 +88,9 @@ def write_release(release: str, rows: list[Facts]) -> str:
     saes, families = [], []
     for facts, each in find_families(rows):
         own = leave_out(facts, shared)
-        if "d_sae" in shared:
-            own.pop("d_sae", None)
+        for key in ("d_sae", "k"):
+            if key in shared:
+                own.pop(key, None)
         alone = {key: value for key, value in each.items() if not isinstance(value, list | dict)}
         own = fill(own, alone)
         each = {key: value for key, value in each.items() if key not in alone}
@@ -95,7 +98,10 @@ def write_release(release: str, rows: list[Facts]) -> str:
             families.append(write_family(own, each))
         else:
             saes.append(f"- {on_one_line(own)}\n")
-    head = {"release": release, "about": about(rows, shared), "shared": shared}
+    head: Facts = {"release": release, "about": about(rows, shared)}
+    if other_names := aliases(release, rows):
+        head["aliases"] = other_names
+    head["shared"] = shared
     text = yaml.safe_dump(head, sort_keys=False, width=1000, allow_unicode=True)
     for name, items in (("saes", saes), ("families", families)):
         if items:
@@ -271,7 +277,7 @@ def check(path: Path, rows: list[Facts], seconds: dict[str, float]) -> None:
         sys.exit(f"{path}: {len(entries)} ids, {len(rows)} stated, such as {odd}")
     for key, row in stated.items():
         entry = entries[key]
-        layer = re.search(r"(?:blocks\.|layer_)(\d+)", row["path"])
+        layer = re.search(r"(?:blocks\.|layer_?|[-/]L|small_L)(\d+)", row["path"])
         number = int(layer[1]) if layer else entry.layer
         ours = (entry.release, entry.format, entry.source, entry.path, entry.layer)
         theirs = (row["release"], row["format"], f"hf://{row['repo']}", row["path"], number)

@@ -7,9 +7,18 @@ from collections import Counter
 
 import pytest
 
-from saezoo.errors import AmbiguousName, BadName, FetchError, RegistryError, UnknownSAE
+from saezoo.errors import (
+    AmbiguousName,
+    BadName,
+    FetchError,
+    FormatError,
+    RegistryError,
+    UnknownSAE,
+)
 from saezoo.find import find_sae
-from saezoo.formats import FORMATS
+from saezoo.formats import FORMATS, KNOWN_OF, format_module, is_read
+from saezoo.hub import fetch
+from saezoo.index import make_index
 from saezoo.registry import expand, match_open, read_release, release_names
 from saezoo.search import find_all, list_saes, parse_span, parse_width
 
@@ -32,6 +41,29 @@ COUNTS = {
     "saebench_gemma-2-2b_width-2pow12_date-0108": 6,
     "saebench_gemma-2-2b_width-2pow14_date-0107": 6,
     "saebench_gemma-2-2b_width-2pow16_date-0107": 6,
+    "saebench_pythia-160m-deduped_width-2pow12_date-0108": 42,
+    "saebench_pythia-160m-deduped_width-2pow14_date-0108": 42,
+    "qwen3-1.7b-adamkarvonen": 12,
+    "qwen3-8b-adamkarvonen": 12,
+    "qwen3-32b-adamkarvonen": 12,
+    "mistral-7b-sparse-autoencoder-layer16": 1,
+    "gpt2-transcoders": 12,
+    "evo-2-layer-26-mixed": 1,
+    "llama-3.2-1b-instruct-sae-l9": 1,
+    "deepseek-r1-sae-l37": 1,
+    "mntss-skip-transcoder-llama-3.2-1b-131k-nobos": 16,
+    "mntss-transcoder-llama-3.2-1b": 16,
+    "mntss-clt-131k": 1,
+    "mntss-clt-gemma-2-2b-2.5m": 1,
+    "mntss-clt-gemma-2-2b-426k": 1,
+    "mntss-clt-llama-3.2-1b-524k": 1,
+    "crv-8b-instruct-transcoders": 32,
+    "mlsae-pythia-70m-deduped": 5,
+    "gemma-2-2b-chat-crosscoders": 2,
+    "crosscoder-gemma-2-2b-model-diff": 1,
+    "interplm-esm2-8m": 12,
+    "interplm-esm2-650m": 12,
+    "prisma-clip-b-32": 59,
 }
 
 OPENAI = "https://openaipublic.blob.core.windows.net/sparse-autoencoder/gpt2-small"
@@ -131,12 +163,28 @@ def test_as_many_saes_of_each_format_are_registered_as_were_published():
     assert Counter(row["format"] for row in rows) == {
         "openai": 144,
         "native": 1,
-        "dictionary_learning": 838,
-        "saelens": 292,
+        "dictionary_learning": 838 + 84 + 36,
+        "saelens": 292 + 1,
         "gemma_scope": 2859,
         "gemma_scope_2": 8784,
+        "qwen_scope": 544,
+        "circuit_tracer": 208 + 64,
+        "llama_scope": 192,
+        "llama_scope_r1": 96,
+        "clt": 26 + 4,
+        "kissane_attn": 12,
+        "temporal": 3,
+        "goodfire": 2 + 1,
+        "deepseek_r1": 1 + 1,
+        "dunefsky": 12,
+        "evo2": 1,
+        "mlsae": 5,
+        "crosscoder": 3,
+        "interplm": 24,
+        "prisma": 59,
     }
-    assert all(row["neuronpedia"] for row in rows if row["format"] == "dictionary_learning")
+    stated = [row for row in rows if row["format"] == "dictionary_learning"]
+    assert all(row["neuronpedia"] for row in stated if "unverified" not in row)
 
 
 def test_hosts_whose_writing_weights_must_be_centred_are_marked():
@@ -162,13 +210,15 @@ def test_every_file_of_the_registry_holds(release):
     known = read_release(release)
     entries = list(expand(known).values())
     if known.is_open:
-        entries += [match_open(known, pattern.id.replace("{layer}", "7")) for pattern in known.open]
+        ids = (re.sub(r"{\w+}", "x", p.id.replace("{layer}", "7")) for p in known.open)
+        entries += [match_open(known, key) for key in ids]
     assert entries
     for entry in entries:
-        assert entry.format in FORMATS
+        assert entry.format in (*FORMATS, *KNOWN_OF)
         assert entry.model
-        # a normalised stream without its gain is no module's output
-        assert entry.site.module or entry.site.hook_name.endswith("hook_normalized")
+        if is_read(entry.format) and not entry.unverified:
+            # a normalised stream without its gain is no module's output
+            assert entry.site.module or entry.site.hook_name.endswith("hook_normalized")
         assert not re.search(r"\{\w+\}", str(entry.to_json()))
     for entry in entries[:: max(1, len(entries) // 20)]:
         assert find_sae(entry.name) == entry
@@ -321,7 +371,7 @@ def test_shared_facts_are_inherited_and_a_rows_own_win(yaml_file):
         ({"release": "openai-gpt2-small", "width": 131072, "site": "mlp_out", "layer": 0}, 1),
         ({"release": "openai-gpt2-small", "l0": "1..100"}, 0),
         ({"model": "gemma-2-2b", "width": "16k", "search": "dictionary_learning"}, 294),
-        ({"search": "pythia gated"}, 40),
+        ({"search": "pythia gated"}, 40 + 12),
         ({"release": "gpt2-small-res-jb", "l0": "41..54"}, 4),
         ({"model": "nobody"}, 0),
     ],
@@ -388,3 +438,64 @@ def test_an_open_release_is_listed_by_the_folders_of_its_repo_and_says_when_it_c
         "sae-llama-3-8b-32x": "no network",
         "sae-llama-3-8b-32x-v2": "no network",
     }
+
+
+def test_a_format_that_is_only_known_of_is_found_and_listed_and_refused_before_any_fetch():
+    entry = find_sae("qwen-scope-3-8b-base-w64k-l50/layer3")
+    assert (entry.k, entry.d_sae, entry.site.module) == (50, 65536, "model.layers.3")
+    assert entry.use_restriction
+    assert not is_read(entry.format)
+    assert len(list_saes(model="Qwen3-8B-Base", layer=3, width="65k")) == 2
+    for refused in (lambda: fetch(entry), lambda: format_module("qwen_scope")):
+        with pytest.raises(FormatError, match="its format qwen_scope is known but not read yet"):
+            refused()
+    with pytest.raises(FormatError, match="no format 'whatever'"):
+        fetch(entry, format="whatever")
+
+
+@pytest.mark.parametrize(
+    ("alias", "release", "key"),
+    [
+        ("Llama3_1-8B-Base-LXR-8x", "llama_scope_lxr_8x", "l7r_8x"),
+        ("qwen3-8b-saes", "qwen3-8b-adamkarvonen", "resid_post_layer_9_trainer_2"),
+        ("sae-Llama-3.2-1B-131k", "sae-llama-3.2-1b-131k", "layers.3"),
+    ],
+)
+def test_a_release_is_found_by_its_other_names_too(alias, release, key):
+    assert find_sae(alias, key) == find_sae(release, key)
+    assert find_sae(f"{alias}/{key}").name == f"{release}/{key}"
+    assert find_all(release=alias).rows == find_all(release=release).rows
+
+
+def test_no_alias_is_a_release_or_another_ones_alias(tmp_path, registry_at):
+    make_index()  # refuses that in the registry as it is
+    registry_at(tmp_path)
+    text = "release: %s\nabout: x\naliases: [%s]\n" + SHARED + "saes: [{id: a}]\n"
+    for first, second, said in (("b", "c", "a release too"), ("c", "c", "one of a too")):
+        (tmp_path / "a.yaml").write_text(text % ("a", first))
+        (tmp_path / "b.yaml").write_text(text % ("b", second))
+        with pytest.raises(RegistryError, match=said):
+            make_index()
+
+
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("gpt2-small", "openai-community/gpt2"),
+        ("Mistral-7B", "mistralai/Mistral-7B-v0.1"),
+        ("llama3.1-8b", "meta-llama/Llama-3.1-8B"),
+        ("pythia-70m-deduped", "EleutherAI/pythia-70m-deduped"),
+        ("gemma-3-4b", "google/gemma-3-4b-pt"),
+        ("qwen3-4b", "Qwen/Qwen3-4B"),
+    ],
+)
+def test_host_models_have_usual_names(name, same):
+    found = find_all(model=name).rows
+    assert found
+    assert found == find_all(model=same).rows
+
+
+def test_files_at_the_root_of_an_open_release_are_listed():
+    files = ["config.json", "layer_2.safetensors", "layer_10.safetensors", "layer_2.txt"]
+    listing = find_all(release="esmc-600m-sae-k64-codebook16384", list_files=lambda _entry: files)
+    assert [entry.id for entry in listing.entries] == ["layer_2", "layer_10"]

@@ -17,14 +17,20 @@ def info(name: str, cache_dir: str | None, as_json: bool) -> None:
     Example: saezoo info openai-gpt2-small/resid_post_mlp_v5_32k/8
     """
     from saezoo.find import find_sae
+    from saezoo.formats import is_read
     from saezoo.hub import peek
 
     entry = find_sae(name, cache_dir=cache_dir)
     facts = entry.to_json()
-    cached = peek(entry, cache_dir=cache_dir)
+    if is_read(entry.format):
+        cached = peek(entry, cache_dir=cache_dir)
+    else:
+        cached = f"its format {entry.format} is known but not read yet"
     if as_json:
         print_json(facts | {"name": entry.name, "cached": cached})
         return
+    if entry.neuronpedia:
+        facts["neuronpedia"] = f"https://www.neuronpedia.org/{entry.neuronpedia}"
     click.echo(entry.name)
     for key, value in facts.items():
         if key not in ("release", "id"):

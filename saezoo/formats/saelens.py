@@ -260,6 +260,18 @@ def write(cfg: SAEConfig, tensors: dict[str, Tensor], folder: Path) -> None:
     """Write cfg.json, of version 6, and sae_weights.safetensors. Raises CannotConvert with what
     SAELens cannot express.
     """
+    data, out = express(cfg, tensors)
+    plain = {key: value.detach().cpu().contiguous() for key, value in out.items()}
+    save_file(plain, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def express(cfg: SAEConfig, tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """An SAE in SAELens' terms: the keys of cfg.json, of version 6, and its tensors by its names
+    and in its shapes (W_enc (d_in, d_sae), W_skip (d_out, d_in)), views where nothing is folded.
+
+    Raises CannotConvert with what SAELens cannot express.
+    """
     name = _name_of(cfg, tensors)
     if isinstance(cfg.input_norm, Scale):
         tensors = _fold_scale(tensors, cfg.input_norm.factor)
@@ -287,9 +299,7 @@ def write(cfg: SAEConfig, tensors: dict[str, Tensor], folder: Path) -> None:
         data["d_out"] = cfg.d_out or cfg.d_in
     if cfg.architecture == "topk":
         data |= {"k": cfg.k, "rescale_acts_by_decoder_norm": cfg.decoder_norm == "scale"}
-    plain = {key: value.detach().cpu().contiguous() for key, value in out.items()}
-    save_file(plain, folder / WEIGHTS)
-    (folder / CONFIG).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    return data, out
 
 
 def _name_of(cfg: SAEConfig, tensors: dict[str, Tensor]) -> str:

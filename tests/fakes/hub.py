@@ -3,9 +3,11 @@
 import hashlib
 import json
 import re
+import threading
 from dataclasses import dataclass, field
+from urllib.parse import parse_qs, urlsplit
 
-from tests.fakes.server import Answer, FakeServer
+from tests.fakes.server import Answer, FakeServer, _Handler
 
 LFS = (".safetensors", ".pt", ".bin", ".npz")
 """Endings of files that the Hub keeps in LFS, named by their sha256."""
@@ -30,6 +32,8 @@ class FakeHub(FakeServer):
     def __init__(self) -> None:
         super().__init__()
         self.repos: dict[str, Repo] = {}
+        self.query = threading.local()
+        self._server.RequestHandlerClass = type("Bound", (_WithQuery,), {"of": self})
 
     def reset(self) -> None:
         """Forget the repos too."""
@@ -74,7 +78,11 @@ class FakeHub(FakeServer):
         if isinstance(found, Answer):
             return found
         repo, commit = found
-        siblings = [{"rfilename": file} for file in repo.commits[commit]]
+        blobs = parse_qs(self.query.value).get("blobs") in (["true"], ["True"])
+        siblings = [
+            {"rfilename": file} | (_blob(file, body) if blobs else {})
+            for file, body in repo.commits[commit].items()
+        ]
         facts = {"id": name, "modelId": name, "sha": commit, "siblings": siblings}
         return Answer(200, {"Content-Type": "application/json"}, json.dumps(facts).encode())
 
@@ -96,6 +104,35 @@ class FakeHub(FakeServer):
             storage = self.url.replace("127.0.0.1", "localhost")
             headers["Location"] = f"{storage}/storage/{name}/{commit}/{file}"
             return Answer(302, headers)
-        blob = b"blob %d\0" % len(body) + body
-        headers["ETag"] = f'"{hashlib.sha1(blob, usedforsecurity=False).hexdigest()}"'
+        headers["ETag"] = f'"{_git_sha1(body)}"'
         return Answer(200, headers, body)
+
+
+class _WithQuery(_Handler):
+    """Keeps the query of the request that this thread answers."""
+
+    of: FakeHub
+
+    def _reply(self, method: str) -> None:
+        self.of.query.value = urlsplit(self.path).query
+        super()._reply(method)
+
+
+def _blob(file: str, body: bytes) -> dict[str, object]:
+    """What `?blobs=true` adds to a file: its size and git name, and the sha256 of one in LFS, whose
+    git name is that of the pointer.
+    """
+    if not file.endswith(LFS):
+        return {"size": len(body), "blobId": _git_sha1(body)}
+    sha256 = hashlib.sha256(body).hexdigest()
+    pointer = (
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {len(body)}\n"
+    ).encode()
+    lfs = {"sha256": sha256, "size": len(body), "pointerSize": len(pointer)}
+    return {"size": len(body), "blobId": _git_sha1(pointer), "lfs": lfs}
+
+
+def _git_sha1(body: bytes) -> str:
+    """The name that git gives to contents."""
+    blob = b"blob %d\0" % len(body) + body
+    return hashlib.sha1(blob, usedforsecurity=False).hexdigest()
