@@ -59,7 +59,9 @@ peers: .venvs/peers/.installed  ## install what the benchmarks compare with
 
 bench: $(STAMP) peers  ## measure side by side; some minutes, on a quiet machine
 	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/listing.py
 	$(BIN)/python benchmarks/load_native.py
+	$(BIN)/python benchmarks/second_load.py
 	$(BIN)/python benchmarks/topk_inference.py
 
 # torch goes first, by its exact version: a range would draw in a build for another device

@@ -12,7 +12,7 @@ def make_table() -> str:
     """Markdown: what was measured, ours, the other, their ratio; then with what and when."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
     lines = ["| what | saezoo | beside it | ratio |", "|---|---|---|---|"]
-    for name in ("import_time", "load_native", "second_load", "topk_inference"):
+    for name in ("import_time", "listing", "load_native", "second_load", "topk_inference"):
         if name in found:
             lines += ROWS[name](found[name])
     lines += ["", *_footers(found)]
@@ -28,6 +28,15 @@ def _import_time(result: dict[str, Any]) -> list[str]:
         f"{torch / seconds[what]:.0f} x, {sae_lens / seconds[what]:.0f} x |"
         for what in ("import saezoo", "saezoo --help")
     ]
+
+
+def _listing(result: dict[str, Any]) -> list[str]:
+    seconds = {row["what"]: row["seconds"] for row in result["rows"]}
+    find = seconds["find_sae, one name, its release not read before"]
+    return [
+        f"| `{what}` | {seconds[what]:.2f} s | | |"
+        for what in ("saezoo list --names", "saezoo list --json")
+    ] + [f"| one name found, its release not read before | {find * 1000:.0f} ms | | |"]
 
 
 def _load_native(result: dict[str, Any]) -> list[str]:
@@ -82,6 +91,7 @@ def _topk_inference(result: dict[str, Any]) -> list[str]:
 
 ROWS = {
     "import_time": _import_time,
+    "listing": _listing,
     "load_native": _load_native,
     "second_load": _second_load,
     "topk_inference": _topk_inference,

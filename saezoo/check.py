@@ -64,7 +64,7 @@ def check_sae(
         *_hashes(files, entry),
     ]
     try:
-        weights = read_weights(fetched, entry)
+        weights = read_weights(fetched, entry, keep=False)
         sae = build_sae(weights.cfg, weights.tensors, where=entry.name)
     except SaezooError as error:
         return [*findings, Finding("shapes", False, str(error))]

@@ -60,7 +60,7 @@ def convert_sae(
     fetched = fetch(
         entry, format=format, token=token, cache_dir=cache_dir, local_files_only=local_files_only
     )
-    weights = read_weights(fetched, entry)
+    weights = read_weights(fetched, entry, keep=False)
     refuse_not_finite(weights.tensors, entry.name)
     check_tensors(weights.cfg, weights.tensors, entry.name)
     with new_folder(Path(dest), to) as work:

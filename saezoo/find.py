@@ -1,11 +1,13 @@
 """From any kind of name to an Entry: the one place that decides who is asked."""
 
 import os
+from dataclasses import replace
 
 from saezoo.entry import Entry
 from saezoo.errors import BadName
+from saezoo.index import release_called
 from saezoo.names import Name, parse_name
-from saezoo.registry import find_registered
+from saezoo.registry import find_registered, release_names
 
 
 def find_sae(
@@ -34,6 +36,9 @@ def find_sae(
                 raise BadName(f"{parsed.path}: only Hub repos have revisions")
             return Entry(source=parsed.path)
         case "registry":
+            if parsed.release not in release_names():
+                known = release_called(parsed.release)
+                parsed = replace(parsed, release=known or parsed.release)
             return find_registered(parsed)
     from saezoo.zoo import Terms, find_in_zoos
 

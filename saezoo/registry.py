@@ -18,7 +18,6 @@ from saezoo.config import Spec, one_line
 from saezoo.entry import Entry
 from saezoo.errors import AmbiguousName, BadName, RegistryError, UnknownSAE
 from saezoo.files import registry_folder
-from saezoo.index import release_called
 from saezoo.names import Name
 
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -90,12 +89,9 @@ def find_registered(name: Name) -> Entry:
 
     Raises UnknownSAE (listing the closest), AmbiguousName, BadName or RegistryError.
     """
-    called: str | None = name.release
-    if called not in release_names():
-        called = release_called(name.release)
-    if called is None:
+    if name.release not in release_names():
         raise _no_release(name.release, name.id)
-    entry = find_in(read_release(called), name.id, called)
+    entry = find_in(read_release(name.release), name.id, name.release)
     return _with_revision(entry, name.revision)
 
 

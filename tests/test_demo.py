@@ -36,9 +36,10 @@ def test_the_demo_shows_features_that_reconstruct_the_real_activations(host, sae
     counted = [token for token in seen.tokens if token.left_out is None]
     assert len(counted) == seen.metrics.tokens == len(seen.tokens) - 1
     assert all(1 <= len(token.features) <= 32 for token in counted)
-    assert seen.metrics.fvu < 0.3
+    # twenty tokens about their own mean: less variance to explain than over many documents
+    assert seen.metrics.fvu < 0.4
     assert seen.metrics.loss_clean < seen.metrics.loss_spliced < seen.metrics.loss_zero
-    assert seen.metrics.loss_recovered > 0.8
+    assert seen.metrics.loss_recovered > 0.9
     mean_error = math.fsum(token.error for token in counted) / len(counted)
     assert mean_error == pytest.approx(seen.metrics.fvu, rel=1e-3)
 

@@ -49,7 +49,7 @@ def test_the_bundled_sae_loads_by_name_from_the_installed_wheel(wheel, tmp_path)
     code = (
         "import json, saezoo, torch\n"
         "sae = saezoo.load_sae('smollm2-135m-instruct/layer_15_resid_post')\n"
-        "names = [entry.name for entry in saezoo.list_saes(model='gpt2')]\n"
+        'names = [entry.name for entry in saezoo.list_saes(release="openai-gpt2-small")]\n'
         "print(json.dumps([saezoo.__file__, sae(torch.zeros(2, sae.d_in)).shape, len(names)]))\n"
     )
     env = {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1"}

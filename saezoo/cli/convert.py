@@ -17,7 +17,11 @@ from saezoo.cli._print import (
 @click.argument("dest", type=click.Path(file_okay=False))
 @format_option
 @click.option(
-    "--to", default="native", show_default=True, metavar="FORMAT", help="native or sparsify."
+    "--to",
+    default="native",
+    show_default=True,
+    metavar="FORMAT",
+    help="native, sparsify or saelens.",
 )
 @cache_option
 @offline_option

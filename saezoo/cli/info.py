@@ -33,7 +33,7 @@ def info(name: str, cache_dir: str | None, as_json: bool) -> None:
         facts["neuronpedia"] = f"https://www.neuronpedia.org/{entry.neuronpedia}"
     click.echo(entry.name)
     for key, value in facts.items():
-        if key not in ("release", "id"):
+        if key not in ("release", "id") and value != "":
             click.echo(f"  {key:<20}{_words(value)}")
     click.echo(f"  {'files':<20}{cached}")
 

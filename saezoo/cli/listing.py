@@ -58,9 +58,7 @@ def list_(
     }
     found = find_all(**filters, list_files=_list_files)  # type: ignore[arg-type]
     for name, reason in found.not_listed.items():
-        click.echo(
-            f"saezoo: {name} is not listed ({reason}); its names load all the same", err=True
-        )
+        click.echo(f"saezoo: {name} is not listed ({reason}); its names need no listing", err=True)
     if as_json:
         print_rows(found.rows)
     elif names:

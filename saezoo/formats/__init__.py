@@ -147,17 +147,21 @@ def detect(path: Path) -> str:
     was looked for.
     """
     path = Path(path)
-    if not path.exists():
-        raise MissingFile(f"{path}: no such file or folder")
+    try:
+        return _detect(path)
+    except FileNotFoundError:
+        raise MissingFile(f"{path}: no such file or folder") from None
+
+
+def _detect(path: Path) -> str:
+    path.stat()  # raises where there is nothing
     if path.is_file():
         found = match_file(path.name)
         expected = ", ".join(
             f"*{suffix} ({key})" for key, form in FORMATS.items() for suffix in form.suffixes
         )
     else:
-        found = [
-            key for key in match_names({item.name for item in path.iterdir()}) if _marked(path, key)
-        ]
+        found = [key for key in match_names(_names_in(path)) if _marked(path, key)]
         expected = ", ".join(
             f"{' + '.join(form.files)} ({key})" for key, form in FORMATS.items() if form.files
         )
@@ -166,6 +170,15 @@ def detect(path: Path) -> str:
             f"{path}: no known format. Looked for {expected}. Give format=… (--from) if you know it"
         )
     return found[0]
+
+
+def _names_in(folder: Path) -> set[str]:
+    """The file names of a folder, all of one moment, even while another process replaces it."""
+    while True:
+        before = folder.stat().st_ino
+        names = {item.name for item in folder.iterdir()}
+        if folder.stat().st_ino == before:
+            return names
 
 
 def _marked(folder: Path, key: str) -> bool:
