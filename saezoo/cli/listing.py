@@ -98,7 +98,7 @@ def _print_entries(found: "Listing", filters: dict[str, Any]) -> None:
             (row.get("site") or {}).get("point"),
             (row.get("site") or {}).get("layer"),
             f"{row['d_sae']:,}" if "d_sae" in row else None,
-            row.get("k") or row.get("l0"),
+            f"{sparsity:g}" if (sparsity := row.get("k") or row.get("l0")) else None,
             human_bytes(row.get("size")),
         )
         for row in found.rows[:PAGE]

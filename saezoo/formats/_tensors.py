@@ -7,6 +7,7 @@ expects, is refused before memory is spent on it.
 
 import json
 import pickle
+import stat
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -34,12 +35,14 @@ BIG_ARRAY, MAX_DEFLATION = 64 * 2**20, 20
 
 def read_safetensors(path: Path, *, limit: int = MAX_BYTES) -> dict[str, Tensor]:
     """All tensors of a safetensors file, mapped into memory: nothing is read before it is used."""
-    need_file(path)
-    if path.stat().st_size > limit:
-        raise UnsafeFile(f"{path}: {path.stat().st_size:,} bytes, more than the {limit:,} expected")
+    size = need_file(path)
+    if size > limit:
+        raise UnsafeFile(f"{path}: {size:,} bytes, more than the {limit:,} expected")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
+    except FileNotFoundError:
+        raise _missing(path) from None
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
         raise FormatError(
             f"{path}: not a whole safetensors file ({_first_line(error)}); download it again"
@@ -82,11 +85,13 @@ def read_pickle(path: Path, *, limit: int = MAX_BYTES) -> Any:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of bounded size."""
-    need_file(path)
-    if path.stat().st_size > MAX_TEXT:
-        raise UnsafeFile(f"{path}: {path.stat().st_size:,} bytes is too much for a config")
+    size = need_file(path)
+    if size > MAX_TEXT:
+        raise UnsafeFile(f"{path}: {size:,} bytes is too much for a config")
     try:
         data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise _missing(path) from None
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: not JSON ({_first_line(error)})") from None
     if not isinstance(data, dict):
@@ -156,10 +161,20 @@ def refuse_not_finite(tensors: Mapping[str, Tensor], where: str) -> None:
             )
 
 
-def need_file(path: Path) -> None:
-    """Raise MissingFile unless `path` is a file."""
-    if not path.is_file():
-        raise MissingFile(f"{path}: no such file")
+def need_file(path: Path) -> int:
+    """The bytes of a file. Raises MissingFile unless `path` is one."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise _missing(path) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise _missing(path)
+    return status.st_size
+
+
+def _missing(path: Path) -> MissingFile:
+    # also for a file that was there a moment ago: another process may be replacing its folder
+    return MissingFile(f"{path}: no such file")
 
 
 def _is_zip(path: Path) -> bool:
