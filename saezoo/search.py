@@ -210,11 +210,17 @@ def _rows(
             if only in (None, row["release"]):
                 yield known[row["release"]]["about"], row
         for name, facts in known.items():
-            wanted = only in (None, name) and (model is None or _same_model(facts["model"], model))
-            if facts["open"] and wanted:
-                from saezoo.registry import read_release
+            if not facts["open"] or only not in (None, name):
+                continue
+            if model is not None and not _same_model(facts["model"], model):
+                continue
+            if only is None and model is None:
+                # dozens of repos would be asked for one list of everything
+                listing.not_listed[name] = "a repo is asked where its release or a model is named"
+                continue
+            from saezoo.registry import read_release
 
-                yield from _open_rows(read_release(name), listing, list_files)
+            yield from _open_rows(read_release(name), listing, list_files)
     if only is None or only.startswith(f"{ZOO}/"):
         yield from _zoo_rows(only, listing, list_files)
 

@@ -1,5 +1,6 @@
 """`saezoo list`"""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -57,14 +58,21 @@ def list_(
         "release": release,
     }
     found = find_all(**filters, list_files=_list_files)  # type: ignore[arg-type]
-    for name, reason in found.not_listed.items():
-        click.echo(f"saezoo: {name} is not listed ({reason}); its names need no listing", err=True)
+    _say_not_listed(found.not_listed)
     if as_json:
         print_rows(found.rows)
     elif names:
         click.echo("".join(f"{row['name']}\n" for row in found.rows), nl=False)
     else:
         _print_entries(found, filters)
+
+
+def _say_not_listed(not_listed: dict[str, str]) -> None:
+    """One line on stderr for each reason, with the releases it holds for."""
+    for reason in dict.fromkeys(not_listed.values()):
+        names = [name for name, why in not_listed.items() if why == reason]
+        who = f"{names[0]} is" if len(names) == 1 else f"{len(names)} open releases are"
+        click.echo(f"saezoo: {who} not listed ({reason}); names of them need no listing", err=True)
 
 
 def _list_files(entry: "Entry") -> list[str]:
@@ -74,18 +82,33 @@ def _list_files(entry: "Entry") -> list[str]:
 
 
 def _print_releases() -> None:
+    """Releases with their counts, those of one model and format in one row, a page at most."""
     from saezoo.index import read_index
 
     releases = read_index()["releases"]
-    rows = [
-        (name, "open" if facts["open"] else f"{facts['count']:,}", facts["model"], facts["format"])
-        for name, facts in releases.items()
-    ]
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, facts in releases.items():
+        groups.setdefault((facts["model"] or "", facts["format"] or ""), []).append(name)
+    rows = []
+    for (model, form), names in groups.items():
+        start = os.path.commonprefix(names)
+        counts = [releases[name]["count"] for name in names]
+        shown = names[0] if len(names) == 1 else f"{start}… ({len(names)} releases)"
+        some_open = any(releases[name]["open"] for name in names)
+        count = f"{sum(counts):,}" if sum(counts) else ""
+        rows.append(
+            (sum(counts), shown, f"{count} open".strip() if some_open else count, model, form)
+        )
+    rows.sort(key=lambda row: -row[0])
+    print_table(
+        ["release", "SAEs", "model", "format"], [row[1:] for row in rows[:PAGE]], right=["SAEs"]
+    )
     total = sum(facts["count"] for facts in releases.values())
-    print_table(["release", "SAEs", "model", "format"], rows, right=["SAEs"])
+    if len(rows) > PAGE:
+        click.echo(f"… and {len(rows) - PAGE} more rows of fewer SAEs: --search, or docs/zoo.md")
     click.echo(
-        f"\n{total:,} SAEs in {len(rows)} releases, not counting the open ones: those have as many "
-        "as their repos have folders. `saezoo list RELEASE` shows the SAEs of one."
+        f"{total:,} SAEs in {len(releases)} releases, not counting what open ones have besides: "
+        "`saezoo list RELEASE` shows the SAEs of one, `saezoo list --model MODEL` those of a model."
     )
 
 
