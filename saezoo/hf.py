@@ -63,7 +63,7 @@ def list_repo(repo: str, revision: str | None, access: Access) -> Listing:
 
     Raises BadName, MissingFile, NoAccess, Offline or FetchError.
     """
-    _refuse_bad_repo(repo)
+    refuse_bad_repo(repo)
     pinned = is_commit(revision)
     memory = _memory(repo, revision or "main", access.root)
     known = _remembered(memory, repo, revision)
@@ -74,7 +74,7 @@ def list_repo(repo: str, revision: str | None, access: Access) -> Listing:
             return Listing(repo, str(revision).lower(), have, how_pinned(str(revision)))
         at = f"commit {revision}" if pinned else f"branch {revision or 'main'}"
         raise Offline(f"{repo}: {at} is not in the cache {access.root}, and no network is wanted")
-    info = _ask_hub(
+    info = ask_hub(
         lambda: HfApi(token=access.token, library_name="saezoo").model_info(
             repo, revision=revision, timeout=TIMEOUT
         ),
@@ -177,7 +177,7 @@ def _cached(listing: Listing, name: str, sha256: str | None, access: Access) -> 
 
 
 def _download(listing: Listing, name: str, sha256: str | None, access: Access) -> Path:
-    downloaded = _ask_hub(
+    downloaded = ask_hub(
         lambda: hf_hub_download(
             listing.repo,
             name,
@@ -212,7 +212,7 @@ def _size(listing: Listing, name: str, access: Access) -> int:
     if name.endswith(SMALL):
         return 0
     url = hf_hub_url(listing.repo, name, revision=listing.commit)
-    metadata = _ask_hub(
+    metadata = ask_hub(
         lambda: get_hf_file_metadata(url, token=access.token),
         listing.repo,
         listing.commit,
@@ -221,7 +221,7 @@ def _size(listing: Listing, name: str, access: Access) -> int:
     return metadata.size or 0
 
 
-def _ask_hub(
+def ask_hub(
     ask: Callable[[], T],
     repo: str,
     revision: str | None,
@@ -282,7 +282,7 @@ def _translated(error: Exception, repo: str, revision: str, file: str) -> FetchE
             raise error
 
 
-def _refuse_bad_repo(repo: str) -> None:
+def refuse_bad_repo(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError:

@@ -184,7 +184,7 @@ def _find_local(entry: Entry, key: str | None) -> Fetched:
     if key is None:
         key = detect(path)
     elif path.is_dir():
-        required, _ = _needed(key, False, str(path))
+        required, _ = needed_files(key, False, str(path))
         lacking = [name for name in required if not (path / name).is_file()]
         if lacking:
             raise MissingFile(f"{path}: the format {key} needs {', '.join(lacking)}")
@@ -211,11 +211,11 @@ def _fetch_hub(entry: Entry, key: str | None, access: Access, extras: bool) -> F
         raise MissingFile(f"{where}: no such file or folder.{_closest(folder, listing.files)}")
 
     def take(form: str) -> tuple[Path, list[Path], list[Path]]:
-        required, optional = _needed(form, extras, where, name)
+        required, optional = needed_files(form, extras, where, name)
         if lacking := [item for item in required if item not in below]:
             raise MissingFile(f"{where}: the format {form} needs {', '.join(lacking)}")
         names = [*required, *(item for item in optional if item in below)]
-        wanted = {below[item]: _stated(entry, item, required) for item in names}
+        wanted = {below[item]: stated_hash(entry, item, required) for item in names}
         paths = get_files(listing, wanted, access, entry.size)
         return _root(paths[0], required[0], bool(name)), paths[: len(required)], paths
 
@@ -239,15 +239,15 @@ def _fetch_https(entry: Entry, key: str | None, access: Access, extras: bool) ->
     if key is None:
         found = match_file(name)
         key = found[0] if found else _probe(url, access)
-    name = name if _is_one_file(name, key) else ""
+    name = name if is_one_file(name, key) else ""
     base = folder_of(url) if name else url
-    required, optional = _needed(key, extras, shown(url), name)
+    required, optional = needed_files(key, extras, shown(url), name)
     needed = [
-        fetch_url(join_url(base, item), access, sha256=_stated(entry, item, required))
+        fetch_url(join_url(base, item), access, sha256=stated_hash(entry, item, required))
         for item in required
     ]
     others = [
-        fetch_optional(join_url(base, item), access, sha256=_stated(entry, item, required))
+        fetch_optional(join_url(base, item), access, sha256=stated_hash(entry, item, required))
         for item in optional
     ]
     _refuse_wrong_size(entry, needed, [*needed, *(path for path in others if path)])
@@ -282,7 +282,7 @@ def _root(path: Path, name: str, one_file: bool) -> Path:
     return path if one_file else path.parents[name.count("/")]
 
 
-def _needed(
+def needed_files(
     key: str, extras: bool, where: str, one_file: str = ""
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The file names that a format requires, and those to take where they exist."""
@@ -296,12 +296,12 @@ def _needed(
     return form.files, optional
 
 
-def _is_one_file(name: str, key: str) -> bool:
+def is_one_file(name: str, key: str) -> bool:
     form = FORMATS[key]
     return name.endswith(form.suffixes) if form.files else True
 
 
-def _stated(entry: Entry, name: str, required: tuple[str, ...]) -> str | None:
+def stated_hash(entry: Entry, name: str, required: tuple[str, ...]) -> str | None:
     """The sha256 that the entry states of a file; a bare one is that of the weights."""
     if entry.sha256 is None or isinstance(entry.sha256, dict):
         return (entry.sha256 or {}).get(name)

@@ -30,9 +30,9 @@ from saezoo.entry import Entry
 from saezoo.errors import ConfigError, SaezooError
 from saezoo.files import sha256_of, write_folder
 from saezoo.formats import FORMATS, Weights, native
-from saezoo.formats._npz import _find_data, _read_header
+from saezoo.formats._npz import find_data, read_header
 from saezoo.formats._stream import NAMES, byte_count, stream_safetensors
-from saezoo.formats._tensors import _is_zip
+from saezoo.formats._tensors import is_zip
 from saezoo.hub import Fetched
 from saezoo.transfer import read_json, write_json
 
@@ -216,7 +216,7 @@ def _readers() -> str:
 
 def _copied(path: Path) -> int:
     """Bytes that cannot be mapped, and so are in memory when a file has been read."""
-    if not _is_zip(path):
+    if not is_zip(path):
         return path.stat().st_size
     if not path.name.endswith(".npz"):
         return 0  # torch.load maps it
@@ -224,8 +224,8 @@ def _copied(path: Path) -> int:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             with archive.open(member) as stream:
-                dtype, _, _, start = _read_header(stream, str(path))
-            aligned = (_find_data(path, member) + start) % dtype.itemsize == 0
+                dtype, _, _, start = read_header(stream, str(path))
+            aligned = (find_data(path, member) + start) % dtype.itemsize == 0
             if member.compress_type != zipfile.ZIP_STORED or not aligned:
                 copied += member.file_size
     return copied
@@ -253,7 +253,7 @@ def _open(place: Place) -> Weights | None:
     # when it was last used: so of the files that it stands for too, which nobody opens any more
     _try(os.utime, folder / MARKER)
     for file in place.files:
-        _try(_is_zip, file)
+        _try(is_zip, file)
     return weights
 
 

@@ -17,9 +17,9 @@ from saezoo.entry import Entry
 from saezoo.errors import FetchError, FormatError, MissingFile, NoAccess, Offline
 from saezoo.files import sha256_of
 from saezoo.formats import FORMATS, is_read, match_file, match_names
-from saezoo.hf import _ask_hub, _refuse_bad_repo, is_commit
+from saezoo.hf import ask_hub, is_commit, refuse_bad_repo
 from saezoo.https import folder_of, join_url, refuse_plain_http, shown
-from saezoo.hub import _is_one_file, _needed, fetch
+from saezoo.hub import fetch, is_one_file, needed_files
 from saezoo.transfer import ask_again, refuse_unsafe_path, seconds_to_wait
 
 TIMEOUT = (10.0, 60.0)
@@ -145,7 +145,7 @@ class Hosts:
         forms = forms or [key for key, form in FORMATS.items() if form.files]
         missing: MissingFile | None = None
         for key in forms:
-            one_file = name if not is_read(key) or _is_one_file(name, key) else ""
+            one_file = name if not is_read(key) or is_one_file(name, key) else ""
             base = folder_of(url) if one_file else url
             required, optional = _wanted(key, shown(url), one_file)
             try:
@@ -182,15 +182,15 @@ class Hosts:
 def _wanted(key: str, where: str, one_file: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The files that a fetch needs, and those that it takes where they are."""
     if is_read(key):
-        return _needed(key, False, where, one_file)
+        return needed_files(key, False, where, one_file)
     return ((one_file,) if one_file else ()), ()
 
 
 def _list_repo(repo: str, revision: str | None, token: str | None) -> Repo:
     """All files of a repo at a revision, with sizes and the sha256 of those in LFS: one request."""
-    _refuse_bad_repo(repo)
+    refuse_bad_repo(repo)
     api = HfApi(token=token, library_name="saezoo")
-    info = _ask_hub(
+    info = ask_hub(
         lambda: api.model_info(repo, revision=revision, timeout=TIMEOUT[1], files_metadata=True),
         repo,
         revision,

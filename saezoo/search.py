@@ -173,6 +173,17 @@ def parse_width(width: int | str) -> tuple[int, int]:
     return int(found[1]) * unit, (int(found[1]) + 1) * unit - 1
 
 
+def parse_layers(layers: str) -> list[int]:
+    """The layers of `12`, `5,12` or `5..12`. Raises BadName otherwise."""
+    found: list[int] = []
+    for part in layers.split(","):
+        numbers = re.fullmatch(r"(\d{1,4})(?:\.\.(\d{1,4}))?", part.strip())
+        if not numbers:
+            raise BadName(f"layers {layers!r}: write 12, or 5,12 or 5..12")
+        found += range(int(numbers[1]), int(numbers[2] or numbers[1]) + 1)
+    return found
+
+
 def parse_span(l0: str | float | tuple[float, float]) -> tuple[float, float]:
     """(lowest, highest) of `50..150`, `50..`, `..150`, a pair, or one number. Raises BadName."""
     if isinstance(l0, tuple):

@@ -13,7 +13,7 @@ from saezoo.errors import BadName, FetchError, FormatError, MissingFile, Offline
 from saezoo.files import registry_folder
 from saezoo.fill import fill_file
 from saezoo.hf import is_commit
-from saezoo.hub import _stated
+from saezoo.hub import stated_hash
 from saezoo.metadata import Hosts, Seen
 from saezoo.registry import Release, expand, read_release, release_names
 from saezoo.transfer import offline_wanted
@@ -131,7 +131,7 @@ def _differences(entry: Entry, seen: Seen) -> list[str]:
     """In words, what the entry states and the host does not."""
     wrong = []
     for name, file in seen.files.items():
-        stated = _stated(entry, name, seen.required)
+        stated = stated_hash(entry, name, seen.required)
         if stated and file.sha256 and stated.lower() != file.sha256:
             wrong.append(f"{name}: sha256 is {file.sha256[:16]}…, {stated[:16]}… is stated")
     if isinstance(entry.sha256, dict):

@@ -24,7 +24,7 @@ TIERS = [
     {"hub"},
     {"manifest", "index", "kept", "metadata", "fill"},
     {"zoo"},
-    {"find", "search"},
+    {"find", "search", "many"},
     {"load"},
     {"capture"},
     {"metrics", "host"},

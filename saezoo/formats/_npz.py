@@ -22,9 +22,9 @@ from saezoo.formats._tensors import (
     BIG_ARRAY,
     MAX_BYTES,
     MAX_DEFLATION,
-    _check_archive,
-    _first_line,
-    _is_zip,
+    check_archive,
+    first_line,
+    is_zip,
     need_file,
 )
 
@@ -59,11 +59,11 @@ def read_npz(path: Path, *, limit: int = MAX_BYTES) -> dict[str, Tensor]:
     """
     need_file(path)
     try:
-        if not _is_zip(path):
+        if not is_zip(path):
             raise FormatError(f"{path}: not an npz archive; download it again")
         with zipfile.ZipFile(path) as archive:
             _check_members(path, archive.infolist())
-            _check_archive(path, limit)
+            check_archive(path, limit)
             return {
                 member.filename.removesuffix(".npy"): _read_member(path, archive, member)
                 for member in archive.infolist()
@@ -82,7 +82,7 @@ def read_npz(path: Path, *, limit: int = MAX_BYTES) -> dict[str, Tensor]:
         LookupError,
     ) as error:
         raise FormatError(
-            f"{path}: not a whole npz archive ({_first_line(error)}); download it again"
+            f"{path}: not a whole npz archive ({first_line(error)}); download it again"
         ) from None
 
 
@@ -122,14 +122,14 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
 def _read_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Tensor:
     where = f"{path}: {member.filename!r}"
     with archive.open(member) as stream:
-        dtype, fortran, shape, start = _read_header(stream, where)
+        dtype, fortran, shape, start = read_header(stream, where)
         count = math.prod(shape)
         if start + count * dtype.itemsize != member.file_size:
             raise UnsafeFile(
                 f"{where} claims {count:,} numbers of {dtype.itemsize} bytes, but holds "
                 f"{member.file_size - start:,} bytes"
             )
-        offset = _find_data(path, member) + start
+        offset = find_data(path, member) + start
         stored = member.compress_type == zipfile.ZIP_STORED
         if stored and count and offset % dtype.itemsize == 0:
             # copy on write: as a tensor it may be written to, the file never is
@@ -142,7 +142,7 @@ def _read_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) 
     return tensor.view(shape[::-1]).permute(*reversed(range(len(shape))))
 
 
-def _read_header(
+def read_header(
     stream: IO[bytes], where: str
 ) -> tuple["np.dtype[np.floating]", bool, tuple[int, ...], int]:
     """dtype, whether in Fortran order, shape, and where the numbers start."""
@@ -169,7 +169,7 @@ def _read_header(
     return np.dtype(FLOATS[descr]), found["fortran"] == "True", shape, start
 
 
-def _find_data(path: Path, member: zipfile.ZipInfo) -> int:
+def find_data(path: Path, member: zipfile.ZipInfo) -> int:
     """Where a member's bytes start in the file, past its local header, whose length only it knows.
 
     The local header itself was checked when the member was opened.

@@ -45,7 +45,7 @@ def read_safetensors(path: Path, *, limit: int = MAX_BYTES) -> dict[str, Tensor]
         raise _missing(path) from None
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
         raise FormatError(
-            f"{path}: not a whole safetensors file ({_first_line(error)}); download it again"
+            f"{path}: not a whole safetensors file ({first_line(error)}); download it again"
         ) from None
 
 
@@ -56,12 +56,12 @@ def read_pickle(path: Path, *, limit: int = MAX_BYTES) -> Any:
     its storage holds, or when the archive unpacks to far more than it is.
     """
     need_file(path)
-    _check_archive(path, limit)
+    check_archive(path, limit)
     try:
         with warnings.catch_warnings():
             # what torch thinks of a stranger's pickle ends in one of the errors below, or is fine
             warnings.simplefilter("ignore")
-            value = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            value = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
     except pickle.UnpicklingError as error:
         raise UnsafeFile(
             f"{path}: this pickle wants more than tensors, so it was not read ({_cause(error)})"
@@ -76,9 +76,9 @@ def read_pickle(path: Path, *, limit: int = MAX_BYTES) -> Any:
         AttributeError,
         OSError,
     ) as error:
-        raise FormatError(f"{path}: not a whole torch checkpoint ({_first_line(error)})") from None
+        raise FormatError(f"{path}: not a whole torch checkpoint ({first_line(error)})") from None
     except (AssertionError, MemoryError, OverflowError, zipfile.BadZipFile, UnicodeError) as error:
-        raise FormatError(f"{path}: not a whole torch checkpoint ({_first_line(error)})") from None
+        raise FormatError(f"{path}: not a whole torch checkpoint ({first_line(error)})") from None
     _check_storages(path, value, limit)
     return value
 
@@ -93,7 +93,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise _missing(path) from None
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not JSON ({_first_line(error)})") from None
+        raise FormatError(f"{path}: not JSON ({first_line(error)})") from None
     if not isinstance(data, dict):
         raise FormatError(f"{path}: expected a JSON object, got {type(data).__name__}")
     return data
@@ -177,22 +177,22 @@ def _missing(path: Path) -> MissingFile:
     return MissingFile(f"{path}: no such file")
 
 
-def _is_zip(path: Path) -> bool:
+def is_zip(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
 
 
-def _check_archive(path: Path, limit: int) -> None:
+def check_archive(path: Path, limit: int) -> None:
     """A zip whose members deflate far, or claim more bytes than the limit, is refused unread."""
     if path.stat().st_size > limit:
         raise UnsafeFile(f"{path}: {path.stat().st_size:,} bytes, more than the {limit:,} expected")
-    if not _is_zip(path):
+    if not is_zip(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise FormatError(f"{path}: a broken zip archive ({_first_line(error)})") from None
+        raise FormatError(f"{path}: a broken zip archive ({first_line(error)})") from None
     total = sum(member.file_size for member in members)
     if total > limit:
         raise UnsafeFile(f"{path}: unpacks to {total:,} bytes, more than the {limit:,} expected")
@@ -227,7 +227,7 @@ def _check_storages(path: Path, value: object, limit: int) -> None:
         )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
@@ -235,4 +235,4 @@ def _cause(error: BaseException) -> str:
     for line in str(error).splitlines():
         if "GLOBAL" in line or "Unsupported" in line or "instruction" in line:
             return line.strip()[:160]
-    return _first_line(error)
+    return first_line(error)
