@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 from saezoo.entry import Entry
 from saezoo.errors import RegistryError
-from saezoo.registry import Release, compose_yaml, expand, parse_release
+from saezoo.places import compose_yaml, lines_of_ids, located, place_of
+from saezoo.registry import Release, expand, parse_release
 
 FILE = "saezoo.yaml"
 MAX_BYTES = 2**20
@@ -40,26 +41,21 @@ def read_manifest(data: bytes, where: str, home: str, commit: str | None = None)
     release = parse_release(text, where)
     tree = compose_yaml(text)
     _refuse_signs(tree, where)
-    lines = _lines_of_ids(tree)
+    lines = lines_of_ids(tree)
     release = _clean(_at_home(release, home, commit))
     try:
         entries = expand(release, where)
     except RegistryError as error:
-        rest = str(error).removeprefix(where).lstrip(":, ")
-        # it names the id first, or in quotes
-        named = [rest.partition(":")[0], *re.findall(r"'([^']+)'", rest)]
-        places = [_place(where, name, lines) for name in named]
-        place = next((place for place in places if place != where), where)
-        raise RegistryError(f"{place}: {rest}") from None
+        raise RegistryError(located(str(error), where, lines)) from None
     for entry in entries.values():
-        _refuse_source(entry, home, f"{_place(where, entry.id or '', lines)}: {entry.id}")
+        _refuse_source(entry, home, f"{place_of(where, entry.id or '', lines)}: {entry.id}")
     for pattern in release.open:
         # a pattern is as bound as a row: tried with one entry
         facts = release.shared | pattern.facts
         shown = {
             key: facts[key] for key in ("source", "revision", "sha256", "path") if key in facts
         }
-        at = f"{_place(where, pattern.id, lines)}: {pattern.id}"
+        at = f"{place_of(where, pattern.id, lines)}: {pattern.id}"
         _refuse_source(Entry.model_validate({"id": pattern.id} | shown), home, at)
     return release
 
@@ -124,22 +120,6 @@ def _refuse_signs(node: Any, where: str, key: str = "") -> None:
             _refuse_signs(name, where, "the key")
         if name is None or name.value not in PROSE:
             _refuse_signs(below, where, key if name is None else str(name.value))
-
-
-def _lines_of_ids(node: Any) -> list[tuple[re.Pattern[str], int]]:
-    """Each `id` of a composed manifest, its {placeholders} matching anything, and its line."""
-    found: list[tuple[re.Pattern[str], int]] = []
-    if isinstance(node.value, str):
-        return found
-    for item in node.value:
-        name, below = item if isinstance(item, tuple) else (None, item)
-        if name is not None and name.value == "id" and isinstance(below.value, str):
-            parts = re.split(r"\{\w+\}", below.value)
-            pattern = re.compile(".+".join(map(re.escape, parts)))
-            found.append((pattern, below.start_mark.line + 1))
-        else:
-            found += _lines_of_ids(below)
-    return found
 
 
 def _visible(value: str) -> str:
@@ -227,9 +207,3 @@ def refuse_private(url: str, at: str) -> None:
         private = private or "." not in host or re.fullmatch(r"[0-9a-fx.]+", host) is not None
     if private or urlsplit(url).username:
         raise RegistryError(f"{at}: {host or url!r} is no public host")
-
-
-def _place(where: str, id: str, lines: list[tuple[re.Pattern[str], int]]) -> str:  # noqa: A002
-    """Where an id stands: the last such line, since a second of a name is the one that is wrong."""
-    of_id = [line for pattern, line in lines if pattern.fullmatch(id)]
-    return f"{where}, line {of_id[-1]}" if of_id else where

@@ -6,7 +6,8 @@ registry/README.md shows the schema by example.
 import difflib
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from saezoo.entry import Entry
 from saezoo.errors import AmbiguousName, BadName, RegistryError, UnknownSAE
 from saezoo.files import registry_folder
 from saezoo.names import Name
+from saezoo.places import compose_yaml, line_of, lines_of_ids, located
 
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -109,7 +111,8 @@ def find_in(
             f"{called} is a release of {count_of(release)}: give one, such as "
             f"{_join(called, _example(release))}. See all: saezoo list {called}"
         )
-    found = _one(release, id, where) or match_open(release, id, where)
+    with _with_line(release, where):
+        found = _one(release, id, where) or match_open(release, id, where)
     if found is None:
         raise UnknownSAE(_closest_ids(release, id, called))
     return found
@@ -134,7 +137,11 @@ def expand(release: Release, where: str | None = None) -> dict[str, Entry]:
     where: how errors call the file. Raises RegistryError for an id that appears twice, an unknown
     key, too many ids, or files of an id that there is not.
     """
-    where = where or f"registry/{release.release}.yaml"
+    with _with_line(release, where):
+        return _expand(release, where or f"registry/{release.release}.yaml")
+
+
+def _expand(release: Release, where: str) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     for row in itertools.chain(
         release.saes, *(_rows(family, where) for family in release.families)
@@ -163,6 +170,21 @@ def match_open(release: Release, id: str, where: str | None = None) -> Entry | N
             row = _fill({"id": id, "path": id} | pattern.facts, found.groupdict())
             return _entry(release, row, where or f"registry/{release.release}.yaml")
     return None
+
+
+@contextmanager
+def _with_line(release: Release, where: str | None) -> Iterator[None]:
+    """Adds the line to what is wrong with an id of our own registry; whoever gives `where` has the
+    text, and does so too.
+    """
+    try:
+        yield
+    except RegistryError as error:
+        path = registry_folder() / f"{release.release}.yaml"
+        if where is not None or not path.is_file():
+            raise
+        lines = lines_of_ids(compose_yaml(path.read_text(encoding="utf-8")))
+        raise RegistryError(located(str(error), f"registry/{path.name}", lines)) from None
 
 
 def _one(release: Release, id: str, where: str | None) -> Entry | None:  # noqa: A002
@@ -246,37 +268,14 @@ def parse_release(text: str, where: str) -> Release:
             f"{where}{line}: not YAML ({getattr(error, 'problem', error)})"
         ) from None
     except ValidationError as error:
-        number = _line_of(compose_yaml(text), error.errors()[0]["loc"])
+        number = line_of(compose_yaml(text), error.errors()[0]["loc"])
         raise RegistryError(f"{where}, line {number}: {one_line(error)}") from None
-
-
-def compose_yaml(text: str) -> Any:
-    """The nodes of a YAML document, which know their lines; nothing is made of them."""
-    import yaml
-
-    return yaml.compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-
-
-def _line_of(node: Any, place: Iterable[str | int]) -> int:
-    """The line, from 1, of the deepest node on the way to `place` in a composed YAML document."""
-    for step in place:
-        children = getattr(node, "value", None)
-        if isinstance(step, int) and isinstance(children, list) and step < len(children):
-            node = children[step]
-        elif isinstance(children, list):
-            node = next(
-                (pair for pair in children if isinstance(pair, tuple) and pair[0].value == step),
-                (node,),
-            )[-1]
-        else:
-            break
-    return int(node.start_mark.line) + 1 if node is not None else 1
 
 
 def _rows(family: Family, where: str, only: str | None = None) -> Iterator[dict[str, Any]]:
     """The rows of a family; with `only`, just those of that id."""
     names = set(PLACEHOLDER.findall(family.id))
-    for known in _combinations(family.each, where):
+    for known in _combinations(family.each, f"{where}: {family.id}"):
         if not names <= known.keys():
             raise RegistryError(
                 f"{where}: the id {family.id!r} and `each` name different placeholders: "

@@ -13,7 +13,7 @@ from saezoo import SAE, SAEConfig, save_sae
 ROOT = Path(__file__).parent.parent
 
 TIERS = [
-    {"errors", "numerics"},
+    {"errors", "numerics", "places"},
     {"files"},
     {"names", "config"},
     {"entry", "sparse"},
