@@ -51,7 +51,7 @@ def test_every_command_has_help_for_itself_and_each_option_and_an_example(name, 
 
 
 @pytest.mark.parametrize(
-    "words", [["-h"], ["--help"], ["list", "-h"], ["demo", "-h"]], ids=" ".join
+    "words", [["-h"], ["--help"], ["list", "-h"], ["demo", "-h"], [], ["zoo"]], ids=" ".join
 )
 def test_help_is_had_by_either_flag(run, words):
     code, out, _ = run(*words)
@@ -74,6 +74,10 @@ def test_the_version_is_the_packages(run):
         (["check", "a/../b"], ".."),
         (["convert", BUNDLED, "./x", "--to", "openai"], "native, sparsify, saelens"),
         (["download", "ftp://host/file"], "ftp"),
+        (["info"], "saezoo info -h"),
+        (["nope"], "saezoo -h"),
+        (["list", "--layer", "x"], "saezoo list -h"),
+        (["demo", "--text", "a", "--file", "pyproject.toml"], "saezoo demo -h"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

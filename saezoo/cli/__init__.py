@@ -53,9 +53,13 @@ def main(args: list[str] | None = None) -> None:
         status = cli.main(words, prog_name="saezoo", standalone_mode=False)
     except SaezooError as error:
         _fail(error, debug)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(0)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        hint = f"; see {context.command_path} -h" if context else ""
+        _fail(click.ClickException(f"{error.format_message().rstrip('.')}{hint}"), debug)
     except (KeyboardInterrupt, click.exceptions.Abort):
         click.echo(
             "interrupted: what is whole stays in the cache; running this again goes on",
@@ -75,5 +79,6 @@ def main(args: list[str] | None = None) -> None:
 def _fail(error: Exception, debug: bool) -> None:
     if debug:
         raise error
+    # one line, whatever the message holds
     click.echo(f"saezoo: {' '.join(str(error).split())}", err=True)
     sys.exit(1)
