@@ -178,7 +178,7 @@ def test_prune_shows_asks_and_removes_only_then(run, monkeypatch):
     assert URL in out
     assert out.endswith("would be removed\n")
     code, _, err = run("prune", "--kind", "kept")
-    assert code == 2
+    assert code == 1
     assert "--yes" in err
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     for answer, left in (("n", set(KINDS)), ("y", set(KINDS) - {"kept"})):
