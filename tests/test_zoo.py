@@ -9,6 +9,7 @@ import torch
 from saezoo import SAE, SAEConfig, find_sae, save_sae
 from saezoo.cli import main
 from saezoo.errors import BadName, Offline, RegistryError, SaezooError, UnknownSAE
+from saezoo.hub import Fetched
 from saezoo.load import load_sae
 from saezoo.manifest import MAX_BYTES, read_manifest
 from saezoo.registry import LIMIT, expand, release_names
@@ -318,3 +319,30 @@ def test_the_commands_add_update_and_remove(capsys):
         shown = capsys.readouterr()
         assert not caught.value.code, shown.err
         assert said in shown.out
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_manifest_at_a_url_speaks_of_files_beside_it_each_with_its_hash(monkeypatch, tmp_path):
+    import saezoo.zoo
+
+    asked = []
+
+    def fetch_file(entry, **_options):
+        asked.append(entry.source)
+        return Fetched(tmp_path / "saezoo.yaml", "", None, "https")
+
+    public = [(0, 0, 0, "", ("93.184.216.34", 0))]
+    monkeypatch.setattr(saezoo.zoo.socket, "getaddrinfo", lambda *_: public)
+    monkeypatch.setattr(saezoo.zoo, "fetch_file", fetch_file)
+    (tmp_path / "saezoo.yaml").write_text(
+        HEAD + f"saes: [{{id: a, path: a.pt, sha256: {SHA256}}}]\n"
+    )
+    pin = add_zoo("https://host.org/zoo")
+    assert asked == ["https://host.org/zoo/saezoo.yaml"]
+    assert (pin.home, pin.commit) == ("https://host.org/zoo", None)
+    entry = find_sae("zoo/r/a")
+    assert (entry.source, entry.path, entry.sha256) == ("https://host.org/zoo", "a.pt", SHA256)
+    assert find_sae("https://host.org/zoo/saezoo.yaml#a").path == "a.pt"
+    (tmp_path / "saezoo.yaml").write_text(HEAD + "saes: [{id: a, path: a.pt}]\n")
+    with pytest.raises(RegistryError, match="sha256"):
+        find_sae("https://host.org/zoo#a")
