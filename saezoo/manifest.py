@@ -149,7 +149,9 @@ def _at_home(release: Release, home: str, commit: str | None) -> Release:
 
     def placed(facts: dict[str, Any]) -> dict[str, Any]:
         if "source" not in facts:
-            return facts
+            # in the manifest's own repo nothing leaves the commit that the manifest is from
+            own = release.shared.get("source", home) == home
+            return {key: facts[key] for key in facts if not (own and key == "revision")}
         source, pinned = _split_commit(str(facts["source"]))
         # a row's own source never takes the commit of the repo that the others are in
         revision = commit if source == home else pinned or facts.get("revision")
@@ -167,6 +169,10 @@ def _at_home(release: Release, home: str, commit: str | None) -> Release:
             "open": [
                 pattern.model_dump() | {"facts": placed(pattern.facts)} for pattern in release.open
             ],
+            # else a branch here would win over the commit that the manifest is pinned at
+            "files": {
+                id: facts.model_dump(exclude={"revision"}) for id, facts in release.files.items()
+            },
         }
     )
 

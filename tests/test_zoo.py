@@ -12,7 +12,7 @@ from saezoo.errors import BadName, Offline, RegistryError, SaezooError, UnknownS
 from saezoo.hub import Fetched
 from saezoo.load import load_sae
 from saezoo.manifest import MAX_BYTES, read_manifest
-from saezoo.registry import LIMIT, expand, release_names
+from saezoo.registry import LIMIT, expand, match_open, release_names
 from saezoo.search import find_all
 from saezoo.zoo import Terms, add_zoo, list_zoos, remove_zoo, update_zoos
 
@@ -250,6 +250,20 @@ def test_prose_loses_markup_and_control_characters():
     text = 'release: r\nabout: "a <b onclick=x>bold</b> \\e[31mred [bold]x[/bold] [1, 2]\\u202e"\n'
     release = read_manifest(text.encode(), WHERE, HOME)
     assert release.about == "a bold [31mred x [1, 2]"
+
+
+def test_no_part_of_a_manifest_moves_an_id_off_the_commit_that_it_is_pinned_at():
+    for text in (
+        HEAD + "saes: [{id: a, path: a}]\nfiles: {a: {revision: main, size: 7}}\n",
+        HEAD + "saes: [{id: a, path: a, revision: main, size: 7}]\n",
+        HEAD.replace("native}", "native, revision: main}") + "saes: [{id: a, path: a, size: 7}]\n",
+    ):
+        entry = expand(read_manifest(text.encode(), WHERE, HOME, COMMIT))["a"]
+        assert (entry.source, entry.revision, entry.size) == (HOME, COMMIT, 7)
+    text = (
+        HEAD + "open: [{id: 'l{layer}', facts: {revision: main}}]\nfiles: {l3: {revision: main}}\n"
+    )
+    assert match_open(read_manifest(text.encode(), WHERE, HOME, COMMIT), "l3").revision == COMMIT
 
 
 def test_lawful_sources_are_kept_and_pinned():
