@@ -208,7 +208,7 @@ def padded(pieces: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def activations(
+def capture_pieces(
     model: nn.Module,
     tokenizer: Any,
     pieces: Iterable[tuple[int, list[int]]],

@@ -17,6 +17,7 @@ SaezooError
 ├── InputError (ValueError)          a tensor that this SAE cannot take
 ├── CannotConvert (ValueError)       the target format cannot express this SAE
 ├── CaptureError (RuntimeError)      a site that a model does not have, or a hook that never fired
+├── DataError (ValueError)           text or stored activations that are missing, broken or too few
 └── MissingExtra (ImportError)       an optional dependency is not installed
 
 Messages say what happened with the value, where, and what to do next. One line each: the CLI prints
@@ -90,6 +91,10 @@ class CannotConvert(SaezooError, ValueError):
 
 class CaptureError(SaezooError, RuntimeError):
     """A site that a model does not have, or a hook that never fired."""
+
+
+class DataError(SaezooError, ValueError):
+    """Text or stored activations that are missing, broken, or too few."""
 
 
 class MissingExtra(SaezooError, ImportError):

@@ -17,8 +17,8 @@ from transformers import (
 
 from saezoo.capture import (
     Dropped,
-    activations,
     capture,
+    capture_pieces,
     contexts,
     find_module,
     hook_site,
@@ -170,7 +170,9 @@ def test_streamed_activations_are_those_of_each_context_alone(host):
     model, path = host
     site = Site(module=path.format(1))
     pieces = [(0, [5, 6, 7, 8]), (1, [9, 10]), (2, [11, 12, 13])]
-    got = list(activations(model, Tokenizer(), pieces, site, TokenRule(skip_first=1), batch_size=2))
+    got = list(
+        capture_pieces(model, Tokenizer(), pieces, site, TokenRule(skip_first=1), batch_size=2)
+    )
     expected = torch.cat(
         [capture(model, site, torch.tensor([piece]))[0, 1:] for _, piece in pieces]
     )

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from saezoo.capture import Dropped, activations, contexts
+from saezoo.capture import Dropped, capture_pieces, contexts
 from saezoo.config import Site, TokenRule
 from saezoo.files import write_file
 
@@ -83,7 +83,7 @@ def harvest(
     dropped, written, pending, shards = Dropped(), 0, [], 0
     started = time.monotonic()
     pieces = breadth_first(tokenizer, texts, length, smallest=min(16, length))
-    for batch in activations(model, tokenizer, pieces, site, rule, batch_size=batch_size):
+    for batch in capture_pieces(model, tokenizer, pieces, site, rule, batch_size=batch_size):
         dropped.add(batch.dropped)
         pending.append(batch.x.to(torch.float16).numpy())
         if sum(len(part) for part in pending) < min(SHARD, max_tokens - written):

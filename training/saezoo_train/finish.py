@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from saezoo.capture import activations, contexts
+from saezoo.capture import capture_pieces, contexts
 from saezoo.check import write_golden
 from saezoo.config import Origin, SAEConfig, TokenRule
 from saezoo.formats import native
@@ -116,7 +116,7 @@ def write_result(
         "held_out_documents": len(pieces),
     }
     cfg = cfg.model_copy(update={"metrics": known})
-    batch = next(activations(model, tokenizer, enumerate(pieces[:8]), recipe.site, rule))
+    batch = next(capture_pieces(model, tokenizer, enumerate(pieces[:8]), recipe.site, rule))
     with new_folder(out, "native") as work:
         native.write(cfg, tensors, work)
         write_golden(sae, decided_tokens(sae, batch.x.float())[:GOLDEN_TOKENS], work)
