@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from saezoo.attach import attach
     from saezoo.config import SAEConfig, Site, TokenRule
     from saezoo.convert import convert_sae
     from saezoo.entry import Entry
@@ -29,6 +30,7 @@ _HOME = {
     "Site": "saezoo.config",
     "SparseFeatures": "saezoo.sparse",
     "TokenRule": "saezoo.config",
+    "attach": "saezoo.attach",
     "convert_sae": "saezoo.convert",
     "find_sae": "saezoo.find",
     "list_saes": "saezoo.search",
@@ -46,6 +48,7 @@ __all__ = [
     "SparseFeatures",
     "TokenRule",
     "__version__",
+    "attach",
     "convert_sae",
     "find_sae",
     "list_saes",

@@ -1,11 +1,10 @@
-"""Activations at one site of a HuggingFace model, and the rule for which tokens count.
+"""Activations at one site of a language model, and the rule for which tokens count.
 
-Works on any torch module that takes `input_ids` and `attention_mask`; transformers is not imported
-here.
+Works on HuggingFace and TransformerLens models; neither package is imported here.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from saezoo.config import Site, TokenRule
-from saezoo.errors import CaptureError
+from saezoo.hooks import hook_site as hook_site
+from saezoo.sites import find_module as find_module
+from saezoo.sites import run_model
 
 
 class _Stop(BaseException):
@@ -54,81 +55,6 @@ class ActivationBatch:
     dropped: Dropped = field(default_factory=Dropped)
 
 
-def find_module(model: nn.Module, path: str) -> nn.Module:
-    """The submodule at `path`, with or without the wrapper's own prefix. Raises CaptureError,
-    naming the nearest.
-    """
-    modules = dict(model.named_modules())
-    for candidate in (
-        path,
-        f"model.{path}",
-        f"transformer.{path}",
-        f"gpt_neox.{path}",
-        # Gemma 3 from 4B on is a model of text and images, its layers one step further in
-        path.replace("model.", "model.language_model.", 1),
-        path.partition(".")[2],
-    ):
-        if candidate and candidate in modules:
-            return modules[candidate]
-    import difflib
-
-    close = difflib.get_close_matches(path, modules, n=3, cutoff=0.3)
-    raise CaptureError(
-        f"{type(model).__name__} has no module {path!r}. Closest: {', '.join(close) or 'none'}"
-    )
-
-
-@contextmanager
-def hook_site(
-    model: nn.Module, site: Site, see: Callable[[Tensor], Tensor | None]
-) -> Iterator[None]:
-    """Show each tensor that passes the site to `see`; what it returns (if not None) goes on in its
-    place.
-
-    Raises CaptureError if the site's module is not named, not found, or never ran inside the
-    `with`.
-    """
-    if site.module is None:
-        raise CaptureError(
-            "the site names no module: give Site(module='model.layers.15', side='output')"
-        )
-    fired = 0
-
-    def swap(value: object) -> object:
-        nonlocal fired
-        fired += 1
-        tensor = value[0] if isinstance(value, tuple) else value
-        if not isinstance(tensor, Tensor):
-            raise CaptureError(
-                f"{site.module}: the {site.side} is {type(tensor).__name__}, not a tensor"
-            )
-        new = see(tensor)
-        if new is None:
-            return None
-        return (new, *value[1:]) if isinstance(value, tuple) else new
-
-    def before(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        if args:
-            new = swap(args)
-            return None if new is None else (new, kwargs)
-        new = swap(kwargs["hidden_states"]) if "hidden_states" in kwargs else swap(None)
-        return None if new is None else (args, kwargs | {"hidden_states": new})
-
-    module = find_module(model, site.module)
-    if site.side == "input":
-        handle = module.register_forward_pre_hook(before, with_kwargs=True)
-    else:
-        handle = module.register_forward_hook(lambda _module, _args, output: swap(output))
-    try:
-        yield
-    finally:
-        handle.remove()
-    if not fired:
-        raise CaptureError(
-            f"{site.module} never ran in the forward pass, so nothing was captured or replaced"
-        )
-
-
 def capture(
     model: nn.Module, site: Site, input_ids: Tensor, attention_mask: Tensor | None = None
 ) -> Tensor:
@@ -142,7 +68,7 @@ def capture(
         raise _Stop
 
     with torch.no_grad(), hook_site(model, site, see), suppress(_Stop):
-        model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        run_model(model, input_ids, attention_mask)
     return caught[0]
 
 
