@@ -2,7 +2,6 @@
 the reconstruction.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,8 @@ import torch
 from saezoo.capture import capture, contexts, keep_tokens, padded
 from saezoo.config import TokenRule
 from saezoo.errors import CaptureError
-from saezoo.metrics import Metrics, evaluate
+from saezoo.evaluation import evaluate_pieces
+from saezoo.metrics import Metrics
 from saezoo.sae import SAE
 
 if TYPE_CHECKING:
@@ -70,7 +70,6 @@ def look(
     host: "Host",
     text: str,
     *,
-    progress: Callable[[int], None] = lambda _contexts: None,
     show: int = 12,
 ) -> Seen:
     """Run the host on `text` and take apart what it carries at the SAE's site.
@@ -90,14 +89,14 @@ def look(
         raise CaptureError("the text has fewer than three tokens: give a sentence or two")
     run = pieces[:MAX_CONTEXTS]
     special = host.tokenizer.all_special_ids
-    metrics = evaluate(
-        host.model, sae, run, special_ids=special, pca_k=sae.cfg.k or 32, progress=progress
-    )
+    measured = evaluate_pieces(host.model, {"": sae}, run, special_ids=special, losses=True)
     ids, mask = padded(run[:1], 0)
     x = capture(host.model, site, ids, mask)
     keep, _ = keep_tokens(rule, ids, mask, torch.tensor(special), x)
     tokens = _tokens(sae, host, rule, x[0], ids[0], keep[0])
-    return Seen(tokens, _features(sae, host, tokens, show), metrics, len(pieces) - len(run))
+    return Seen(
+        tokens, _features(sae, host, tokens, show), measured[""].metrics, len(pieces) - len(run)
+    )
 
 
 def _tokens(

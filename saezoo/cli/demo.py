@@ -141,6 +141,7 @@ def _print_features(out: "Console", seen: "Seen") -> None:
 
 def _print_numbers(out: "Console", seen: "Seen", sae: "SAE") -> None:
     m = seen.metrics
+    clean, spliced, zero = (loss or 0.0 for loss in (m.loss_clean, m.loss_spliced, m.loss_zero))
     out.print(
         f"\n[bold]How much of the model survives[/bold]   ({m.tokens:,} tokens of this text)\n"
     )
@@ -152,13 +153,13 @@ def _print_numbers(out: "Console", seen: "Seen", sae: "SAE") -> None:
             "fraction of variance unexplained: 0 is perfect, 1 is predicting the mean",
         ),
         ("", "", ""),
-        ("loss, model as it is", f"{m.loss_clean:.3f}", bar(m.loss_clean, m.loss_zero)),
+        ("loss, model as it is", f"{clean:.3f}", bar(clean, zero)),
         (
             "loss, reconstruction in place",
-            f"{m.loss_spliced:.3f}",
-            bar(m.loss_spliced, m.loss_zero),
+            f"{spliced:.3f}",
+            bar(spliced, zero),
         ),
-        ("loss, zeros in place", f"{m.loss_zero:.3f}", bar(m.loss_zero, m.loss_zero)),
+        ("loss, zeros in place", f"{zero:.3f}", bar(zero, zero)),
         (
             "loss recovered",
             f"{m.loss_recovered:.1%}",
