@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from saezoo.convert import convert_sae
     from saezoo.entry import Entry
     from saezoo.errors import SaezooError
+    from saezoo.evaluation import Evaluation, evaluate, evaluate_many
     from saezoo.find import find_sae
     from saezoo.load import load_sae, load_saes
     from saezoo.sae import SAE
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Entry": "saezoo.entry",
+    "Evaluation": "saezoo.evaluation",
     "SAE": "saezoo.sae",
     "SAEConfig": "saezoo.config",
     "SaezooError": "saezoo.errors",
@@ -32,6 +34,8 @@ _HOME = {
     "TokenRule": "saezoo.config",
     "attach": "saezoo.attach",
     "convert_sae": "saezoo.convert",
+    "evaluate": "saezoo.evaluation",
+    "evaluate_many": "saezoo.evaluation",
     "find_sae": "saezoo.find",
     "list_saes": "saezoo.search",
     "load_sae": "saezoo.load",
@@ -42,6 +46,7 @@ _HOME = {
 __all__ = [
     "SAE",
     "Entry",
+    "Evaluation",
     "SAEConfig",
     "SaezooError",
     "Site",
@@ -50,6 +55,8 @@ __all__ = [
     "__version__",
     "attach",
     "convert_sae",
+    "evaluate",
+    "evaluate_many",
     "find_sae",
     "list_saes",
     "load_sae",

@@ -74,11 +74,14 @@ class Passes:
     ) -> None:
         self.model, self.parts, self.special, self.losses = model, parts, special, losses
         self.targets, self.clean = 0, 0.0
+        self._resumes: dict[int, Resume] = {}
+        for part in parts:
+            part.resume = self._resumes.setdefault(part.resume.start, part.resume)
         self.ablated: dict[Hashable, float] = {}
         self._places = {
             _where(place): place for part in parts for place in (part.place, part.out_place)
         }
-        self._batches: list[tuple[Tensor, Tensor, dict[int, Any]]] = []
+        self._batches: list[tuple[Tensor, Tensor, dict[Resume, Any]]] = []
         self._bytes = 0
 
     def add(self, ids: Tensor, mask: Tensor) -> None:
@@ -87,25 +90,24 @@ class Passes:
             self._count(see_places(self.model, self._places, ids, mask), ids, mask)
             return
         if not self._batches:
-            for part in self.parts:
-                part.resume.prove(self.model, ids, mask)
+            for resume in self._resumes.values():
+                resume.prove(self.model, ids, mask)
         with ExitStack() as stack:
             kept = {
-                part.resume.start: stack.enter_context(part.resume.recorded())
-                for part in self.parts
+                key: stack.enter_context(resume.recorded()) for key, resume in self._resumes.items()
             }
             seen: dict[Hashable, Tensor] = {}
             for key, place in self._places.items():
                 stack.callback(hook_place(place, _keeper(seen, key)).remove)
             logits = run_model(self.model, ids, mask)
         _refuse_silent(self._places, seen)
-        states = {start: found[0] for start, found in kept.items()}
+        states = {self._resumes[key]: found[0] for key, found in kept.items()}
         loss, count = next_token_loss(logits, ids, mask)
         self.clean += loss
         self.targets += count
         ablated = set()
         for part, x_hat in zip(self.parts, self._count(seen, ids, mask), strict=True):
-            state = states[part.resume.start]
+            state = states[part.resume]
             spliced = self._replaced(part, state, ids, mask, x_hat[:, 1:])
             part.spliced += next_token_loss(spliced, ids, mask)[0]
             part.kl += kl_divergence(logits, spliced, mask)
@@ -119,7 +121,7 @@ class Passes:
         parts = {part.by_mean: part for part in self.parts}
         for ids, mask, states in self._batches:
             for key, part in parts.items():
-                state = states.get(part.resume.start)
+                state = states.get(part.resume)
                 self._ablate(part, key, state, ids, mask, part.sums.mean.to(ids.device))
             yield int(mask.sum())
 
@@ -166,7 +168,7 @@ class Passes:
         finally:
             handle.remove()
 
-    def _keep(self, ids: Tensor, mask: Tensor, states: dict[int, Any]) -> None:
+    def _keep(self, ids: Tensor, mask: Tensor, states: dict[Resume, Any]) -> None:
         self._bytes += sum(map(state_bytes, states.values()))
         self._batches.append((ids, mask, states if self._bytes <= KEPT_STATES else {}))
 
