@@ -31,7 +31,7 @@ test-peers: .venvs/saelens/.installed .venvs/sparsify/.installed .venvs/dictiona
 	.venvs/saelens/bin/python -m pytest tests_peers/test_saelens.py tests_peers/test_interop.py
 	.venvs/sparsify/bin/python -m pytest tests_peers/test_sparsify.py
 	.venvs/dictionary_learning/bin/python -m pytest tests_peers/test_dictionary_learning.py
-	.venvs/transformer_lens_3/bin/python -m pytest tests_peers/test_transformer_lens.py
+	.venvs/transformer_lens_3/bin/python -m pytest tests_peers/test_transformer_lens.py tests_peers/test_transformer_lens_hooked.py
 	.venvs/transformer_lens_4/bin/python -m pytest tests_peers/test_transformer_lens.py
 	.venvs/nnsight/bin/python -m pytest tests_peers/test_nnsight.py
 

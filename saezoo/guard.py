@@ -20,13 +20,22 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from saezoo.config import SAEConfig, Site
+from saezoo.config import Point, SAEConfig, Site
 from saezoo.errors import CaptureError, InputError
 from saezoo.sites import is_lens
 
 logger = logging.getLogger(__name__)
 
 Guard = Literal["error", "warn", "off"]
+CENTRED: tuple[Point, ...] = (
+    "embed",
+    "resid_pre",
+    "resid_mid",
+    "resid_post",
+    "attn_out",
+    "mlp_out",
+)
+"""Points whose tensors change when writing weights are centred."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -168,7 +177,7 @@ def _weights(model: nn.Module, host: HostFacts, site: Site) -> Iterator[Differen
             f"expected quantisation {site.quantisation or 'none'}, this is "
             f"{host.quantisation or 'not quantised, as far as it says'}",
         )
-    if host.centred and not site.centred and site.point != "attn_z":
+    if host.centred and not site.centred and site.point in (None, *CENTRED):
         unsaid = "does not say so" if site.centred is None else "was trained on uncentred ones"
         yield Difference(
             site.centred is False,
@@ -177,18 +186,19 @@ def _weights(model: nn.Module, host: HostFacts, site: Site) -> Iterator[Differen
     if site.point == "attn_z" and _values_folded(model):
         yield Difference(
             False,
-            "its value biases are zero or were folded (fold_value_biases), which changes hook_z",
+            "its value biases were folded (fold_value_biases), which changes hook_z; whether the "
+            "SAE's were is not known",
         )
 
 
 def _values_folded(model: Any) -> bool:
-    """Whether a model of an architecture with value biases has none left."""
+    """Whether a TransformerLens model has biases of keys but none of values."""
     if not is_lens(model):
         return False
-    arch = getattr(model.cfg, "original_architecture", None) or ""
-    bias = getattr(getattr(model.blocks[0], "attn", None), "b_V", None)
-    with_bias = ("GPT2", "GPTNeoX", "Qwen2For")
-    return isinstance(bias, Tensor) and arch.startswith(with_bias) and not bool(bias.any())
+    attention = getattr(model.blocks[0], "attn", None)
+    keys, values = (getattr(attention, name, None) for name in ("b_K", "b_V"))
+    both = isinstance(keys, Tensor) and isinstance(values, Tensor)
+    return both and bool(keys.any()) and not bool(values.any())  # type: ignore[union-attr]
 
 
 def _tokens(model: nn.Module, cfg: SAEConfig, site: Site, tokenizer: Any) -> Iterator[Difference]:

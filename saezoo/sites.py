@@ -107,6 +107,9 @@ HOOKS: dict[Point, str] = {
 }
 """Point -> what follows `blocks.N.` in TransformerLens and names a row of Places."""
 
+NORM_HOOKS: dict[Point, str] = {"attn_in": "ln1.hook_normalized", "mlp_in": "ln2.hook_normalized"}
+"""The same for points that are meant without the norm's gain."""
+
 FLAGS = {
     "hook_mlp_in": "use_hook_mlp_in",
     "hook_attn_in": "use_attn_in",
@@ -282,9 +285,9 @@ def _lens_place(model: Any, site: Site) -> Place:
             f"{type(model).__name__} has {model.cfg.n_layers} layers, 0 to "
             f"{model.cfg.n_layers - 1}: no layer {site.layer}"
         )
-    hook = site.hook_name
-    if hook is None and site.layer is not None and site.point in HOOKS:
-        hook = f"blocks.{site.layer}.{HOOKS[site.point]}"
+    hook, names = site.hook_name, NORM_HOOKS if site.rms_gain is False else HOOKS
+    if hook is None and site.layer is not None and site.point in names:
+        hook = f"blocks.{site.layer}.{names[site.point]}"
     if hook is None:
         raise CaptureError(
             "the site names no hook of TransformerLens: give "
@@ -294,7 +297,9 @@ def _lens_place(model: Any, site: Site) -> Place:
     if flag is not None and not getattr(model.cfg, flag, False):
         raise CaptureError(f"{hook} stays silent unless the model's cfg.{flag} is True: set it")
     if hook in model.hook_dict:
-        return Place(hook, model.hook_dict[hook])
+        # in a bridge this hook is on one of the tensor's two ways on, as in the model it wraps
+        one_way = hook.endswith(".hook_resid_mid") and hasattr(model, "original_model")
+        return Place(hook, model.hook_dict[hook], kind="in place" if one_way else "plain")
     if site.point == "mlp_in" and site.rms_gain is not False:
         return _lens_mlp_input(model, site, hook)
     close = difflib.get_close_matches(hook, model.hook_dict, n=3, cutoff=0.3)

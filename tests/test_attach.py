@@ -208,7 +208,10 @@ def test_a_norm_without_its_gain_is_computed_and_the_gain_put_back(host):
         hook.remove()
     out = sae(run.x) * gain
     assert close(seen[0], out if bias is None else out + bias)
-    assert close(find_module(model, places["norm"])(raw.float()), x.float() * gain + (0 if bias is None else bias))
+    assert close(
+        find_module(model, places["norm"])(raw.float()),
+        x.float() * gain + (0 if bias is None else bias),
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "gemma2", "gemma3"])
@@ -300,9 +303,7 @@ def test_observing_changes_no_bit_and_keeps_of_topk_only_what_is_on(host):
     assert run.features.values.shape == (2, 9, 4)
     gc.collect()
     held = [
-        o
-        for o in gc.get_objects()
-        if type(o) is torch.Tensor and o.dim() == 3 and o.shape[-1] == N
+        o for o in gc.get_objects() if type(o) is torch.Tensor and o.dim() == 3 and o.shape[-1] == N
     ]
     assert not held
     for name in ("x", "x_hat", "target"):
@@ -422,7 +423,10 @@ def test_a_whole_layers_worth_of_transcoders_sees_what_the_earlier_ones_made(lla
 
 SITES = {
     "no such layer": ({"layer": 7, "point": "resid_post"}, "3 layers, 0 to 2: no layer 7"),
-    "no such module": ({"module": "model.layers.1.mpl"}, r"no module .* Closest: model.layers.1.mlp"),
+    "no such module": (
+        {"module": "model.layers.1.mpl"},
+        r"no module .* Closest: model.layers.1.mlp",
+    ),
     "no point": ({"layer": 1}, r"layer 1, which names no module .*Site\(module="),
     "no norm": ({"rms_gain": False, "module": "model.layers.1.mlp"}, "no LayerNorm or RMSNorm"),
     "another width": ({"layer": 1, "point": "mlp_act"}, "is 16 wide, but the SAE reads 12"),
