@@ -4,6 +4,7 @@ to numbers. The forward passes are those of `saezoo.passes`.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ CONTEXT = 512
 """Tokens a context, for an SAE that does not say on how many it was trained."""
 BATCH_TOKENS = 1024
 """Tokens that go through the model at once, padding counted."""
+OWN_TEXT = "the text that ships with saezoo"
 
 Progress = Callable[[int, int], None]
 """Told (done, total): how many tokens went through the model, counted once for the batch's own
@@ -28,7 +30,7 @@ passes and once for the ablation by the mean.
 """
 
 
-def _silent(_done: int, _total: int) -> None:
+def silent(_done: int, _total: int) -> None:
     """Tells nobody."""
 
 
@@ -59,6 +61,11 @@ class Evaluation:
         }
 
 
+def own_text() -> str:
+    """A text that ships with saezoo, written for it, so that nothing was trained on it."""
+    return (Path(__file__).parent / "texts" / "eval.txt").read_text(encoding="utf-8")
+
+
 def evaluate(
     model: nn.Module,
     tokenizer: Any,
@@ -71,7 +78,7 @@ def evaluate(
     pca: bool = False,
     batch_tokens: int = BATCH_TOKENS,
     guard: Guard = "error",
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Measure one SAE on texts, in contexts of the length, and with the BOS, that its token rule
     says.
@@ -111,7 +118,7 @@ def evaluate_many(
     pca: bool = False,
     batch_tokens: int = BATCH_TOKENS,
     guard: Guard = "error",
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> dict[str, Evaluation]:
     """`evaluate` for several SAEs of one model. Those that want the same contexts share each
     batch's clean forward pass.
@@ -206,7 +213,7 @@ def evaluate_pieces(
     losses: bool | None = None,
     pca: bool = False,
     batch_tokens: int = BATCH_TOKENS,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> dict[str, Evaluation]:
     """Measure SAEs on token lists, each one context. The rest as `evaluate` has it."""
     device = next(model.parameters()).device

@@ -113,8 +113,8 @@ class ReconstructionSums:
             )
         keep = torch.ones(len(x), dtype=torch.bool, device=x.device) if keep is None else keep
         parts = []
-        for x_part, y_part, kept in _chunks(sae, x, y, keep):
-            features = _features(sae, x_part)
+        for x_part, y_part, kept in in_chunks(sae, x, y, keep):
+            features = sparse_or_dense(sae, x_part)
             out = sae.decode(features, x_part)
             parts.append(out)
             self._count_features(features, kept)
@@ -224,13 +224,15 @@ def _wide(x: Tensor) -> Tensor:
     return x.cpu().double() if x.device.type == "mps" else x.double()
 
 
-def _features(sae: SAE, x: Tensor) -> Tensor | SparseFeatures:
-    """Sparse where the architecture is; packing what is dense would only cost."""
+def sparse_or_dense(sae: SAE, x: Tensor) -> Tensor | SparseFeatures:
+    """Features of x (tokens, d_in): sparse where the architecture is; packing dense ones only
+    costs.
+    """
     chosen = sae.cfg.architecture in ("topk", "groupmax")
     return sae.encode_sparse(x) if chosen else sae.encode(x)
 
 
-def _chunks(sae: SAE, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def in_chunks(sae: SAE, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Some tokens at a time, so that dense features stay within CHUNK numbers."""
     rows = max(1, CHUNK // sae.d_sae)
     return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
