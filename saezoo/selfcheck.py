@@ -59,9 +59,10 @@ class Declared:
         if self.l0 is not None:
             misses.append(abs(math.log(l0 / max(self.l0, 1e-9))) / math.log(1.5))
         if self.fvu is not None:
+            # under a hundredth, how far under says nothing
             stated = max(self.fvu, 0.01)
             high = max(1.6 * stated, stated + 0.1)
-            over = math.log(max(fvu, 1e-9) / stated)
+            over = math.log(max(fvu, 0.01) / stated)
             misses.append(over / math.log(high / stated) if over > 0 else -over / math.log(2.5))
         return max(misses)
 
