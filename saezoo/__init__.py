@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from saezoo.attach import attach
+    from saezoo.capture import activations
     from saezoo.config import SAEConfig, Site, TokenRule
     from saezoo.convert import convert_sae
     from saezoo.entry import Entry
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from saezoo.save import save_sae
     from saezoo.search import list_saes
     from saezoo.sparse import SparseFeatures
+    from saezoo.stats import feature_stats
+    from saezoo.steer import steer
 
 __version__ = "0.1.0"
 
@@ -30,13 +33,16 @@ _HOME = {
     "Site": "saezoo.config",
     "SparseFeatures": "saezoo.sparse",
     "TokenRule": "saezoo.config",
+    "activations": "saezoo.capture",
     "attach": "saezoo.attach",
     "convert_sae": "saezoo.convert",
+    "feature_stats": "saezoo.stats",
     "find_sae": "saezoo.find",
     "list_saes": "saezoo.search",
     "load_sae": "saezoo.load",
     "load_saes": "saezoo.load",
     "save_sae": "saezoo.save",
+    "steer": "saezoo.steer",
 }
 
 __all__ = [
@@ -48,13 +54,16 @@ __all__ = [
     "SparseFeatures",
     "TokenRule",
     "__version__",
+    "activations",
     "attach",
     "convert_sae",
+    "feature_stats",
     "find_sae",
     "list_saes",
     "load_sae",
     "load_saes",
     "save_sae",
+    "steer",
 ]
 
 
