@@ -18,7 +18,6 @@ from saezoo.sae import SAE
 from saezoo.sites import find_module as find_module
 from saezoo.sites import find_place, run_model
 
-
 CONTEXT = 256
 """Tokens a context where neither caller nor rule says it."""
 

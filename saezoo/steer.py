@@ -207,3 +207,41 @@ def _wanted(positions: slice | Sequence[int] | None, sae: SAE) -> slice | Tensor
     if any(part is not None and part < 0 for part in parts):
         raise InputError(f"positions {positions!r}: they are counted from 0, the first token")
     return positions if isinstance(positions, slice) else torch.tensor(parts, dtype=torch.int64)
+
+
+@torch.no_grad()
+def continuation(
+    model: nn.Module,
+    tokenizer: Any,
+    prompt: str,
+    tokens: int,
+    *,
+    bos: bool | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> str:
+    """What a HuggingFace model writes after a prompt, at most `tokens` tokens. temperature 0: the
+    likeliest token each time. bos: whether BOS begins it; None: as the tokeniser has it.
+    """
+    if bos is None:
+        ids = tokenizer(prompt)["input_ids"]
+    else:
+        start = [tokenizer.bos_token_id] if bos and tokenizer.bos_token_id is not None else []
+        ids = start + tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise InputError("the prompt is empty")
+    given = torch.tensor([ids], device=next(model.parameters()).device)
+    sampling: dict[str, Any] = {"do_sample": temperature > 0}
+    if temperature > 0:
+        # the model's own settings would otherwise cut the distribution
+        sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        out = model.generate(  # type: ignore[operator]
+            input_ids=given,
+            attention_mask=torch.ones_like(given),
+            max_new_tokens=tokens,
+            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id or 0,
+            **sampling,
+        )
+    return tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)

@@ -29,7 +29,7 @@ TIERS = [
     {"sites"},
     {"hooks", "guard", "stats"},
     {"capture", "attach"},
-    {"steer"},
+    {"steer", "cache_activations"},
     {"metrics", "host"},
     {"convert", "check", "demo", "cached", "verify", "cite"},
     {"cli"},

@@ -3,7 +3,6 @@ nothing changes no bit of the model does.
 """
 
 import importlib.util
-import json
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from safetensors.torch import save_file
 
 from saezoo.attach import attach
 from saezoo.capture import capture
-from saezoo.cli import main
 from saezoo.config import Site
 from saezoo.errors import CaptureError, InputError, MissingFile
 from saezoo.load import load_sae
@@ -143,21 +141,16 @@ def test_positions_are_those_of_the_sequence_also_when_a_cache_holds_the_start(
 ):
     model, ids = make_host(host), make_ids(1, 9)
     sae = make_sae(ARCHITECTURES["relu"], **RESID, tokens={"skip_first": 1})
-    seen, hook = at(model, f"{HOSTS[host][3]}.1", "output")
     options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
-    with attach(model, sae, "observe", store=("x",), keep="all") as plain:
-        with steer(model, sae, {5: 2.0}, "add", "raw", positions):
-            model.generate(ids, attention_mask=torch.ones_like(ids), **options)
-    hook.remove()
-    plain = torch.cat([entry[0].x for entry in plain.passes], 1)
-    del seen
-    steered = []
-    with steer(model, sae, {5: 2.0}, "add", "raw", positions):
-        after, hook = at(model, f"{HOSTS[host][3]}.2")
+    after, hook = at(model, f"{HOSTS[host][3]}.2")
+    with (
+        attach(model, sae, "observe", store=("x",), keep="all") as before,
+        steer(model, sae, {5: 2.0}, "add", "raw", positions),
+    ):
         model.generate(ids, attention_mask=torch.ones_like(ids), **options)
-        hook.remove()
-        steered = torch.cat(after, 1)
-    difference = (steered - plain).norm(dim=-1)[0]
+    hook.remove()
+    plain = torch.cat([entry[0].x for entry in before.passes], 1)
+    difference = (torch.cat(after, 1) - plain).norm(dim=-1)[0]
     expected = torch.zeros(12)
     expected[list(changed)] = 2.0 * sae.W_dec[5].norm()
     assert close(difference, expected)
