@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from saezoo.attach import attach
+    from saezoo.attaching import attach
     from saezoo.capture import activations
     from saezoo.config import SAEConfig, Site, TokenRule
     from saezoo.convert import convert_sae
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from saezoo.search import list_saes
     from saezoo.sparse import SparseFeatures
     from saezoo.stats import feature_stats
-    from saezoo.steer import steer
+    from saezoo.steering import steer
 
 __version__ = "0.1.0"
 
@@ -34,7 +34,7 @@ _HOME = {
     "SparseFeatures": "saezoo.sparse",
     "TokenRule": "saezoo.config",
     "activations": "saezoo.capture",
-    "attach": "saezoo.attach",
+    "attach": "saezoo.attaching",
     "convert_sae": "saezoo.convert",
     "feature_stats": "saezoo.stats",
     "find_sae": "saezoo.find",
@@ -42,7 +42,7 @@ _HOME = {
     "load_sae": "saezoo.load",
     "load_saes": "saezoo.load",
     "save_sae": "saezoo.save",
-    "steer": "saezoo.steer",
+    "steer": "saezoo.steering",
 }
 
 __all__ = [

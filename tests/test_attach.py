@@ -7,7 +7,7 @@ import gc
 import pytest
 import torch
 
-from saezoo.attach import attach
+from saezoo.attaching import attach
 from saezoo.capture import capture
 from saezoo.config import SAEConfig, Site
 from saezoo.errors import CaptureError, InputError

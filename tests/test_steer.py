@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from saezoo.attach import attach
+from saezoo.attaching import attach
 from saezoo.capture import capture
 from saezoo.config import Site
 from saezoo.errors import CaptureError, InputError, MissingFile
@@ -16,7 +16,7 @@ from saezoo.load import load_sae
 from saezoo.numerics import close
 from saezoo.save import save_sae
 from saezoo.stats import feature_stats
-from saezoo.steer import steer
+from saezoo.steering import steer
 from tests.hosts import HOSTS, D, make_host, make_ids
 from tests.test_attach import ARCHITECTURES, HOST_PLACES, N, at, hooks_of, make_sae
 

@@ -78,8 +78,8 @@ def steer(
 
     from saezoo.host import SMOLLM2, load_host
     from saezoo.load import load_sae
-    from saezoo.steer import continuation
-    from saezoo.steer import steer as steering
+    from saezoo.steering import continuation
+    from saezoo.steering import steer as steering
 
     lacking = [feature for feature, amount in features.items() if amount is None]
     if lacking and how != "ablate":

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from saezoo.attach import check_tensor, find_places
+from saezoo.attaching import check_tensor, find_places
 from saezoo.config import Site
 from saezoo.errors import CaptureError, InputError
 from saezoo.guard import Guard, check_host
