@@ -8,7 +8,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from saezoo.attach import attach
+    from saezoo.attaching import attach
+    from saezoo.capture import activations
     from saezoo.config import SAEConfig, Site, TokenRule
     from saezoo.convert import convert_sae
     from saezoo.entry import Entry
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from saezoo.save import save_sae
     from saezoo.search import list_saes
     from saezoo.sparse import SparseFeatures
+    from saezoo.stats import feature_stats
+    from saezoo.steering import steer
 
 __version__ = "0.1.0"
 
@@ -32,15 +35,18 @@ _HOME = {
     "Site": "saezoo.config",
     "SparseFeatures": "saezoo.sparse",
     "TokenRule": "saezoo.config",
-    "attach": "saezoo.attach",
+    "activations": "saezoo.capture",
+    "attach": "saezoo.attaching",
     "convert_sae": "saezoo.convert",
     "evaluate": "saezoo.evaluation",
     "evaluate_many": "saezoo.evaluation",
+    "feature_stats": "saezoo.stats",
     "find_sae": "saezoo.find",
     "list_saes": "saezoo.search",
     "load_sae": "saezoo.load",
     "load_saes": "saezoo.load",
     "save_sae": "saezoo.save",
+    "steer": "saezoo.steering",
 }
 
 __all__ = [
@@ -53,15 +59,18 @@ __all__ = [
     "SparseFeatures",
     "TokenRule",
     "__version__",
+    "activations",
     "attach",
     "convert_sae",
     "evaluate",
     "evaluate_many",
+    "feature_stats",
     "find_sae",
     "list_saes",
     "load_sae",
     "load_saes",
     "save_sae",
+    "steer",
 ]
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from saezoo.attach import check_tensor
+from saezoo.attaching import check_tensor
 from saezoo.capture import keep_tokens, padded
 from saezoo.config import Site
 from saezoo.errors import CaptureError

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saezoo.attach import check_tensor
+from saezoo.attaching import check_tensor
 from saezoo.capture import keep_tokens, padded
 from saezoo.config import Point, Site, TokenRule
 from saezoo.errors import CaptureError, InputError

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -51,6 +52,8 @@ class Watch:
     def __init__(self, ended: Callable[[], None] = lambda: None) -> None:
         self.passes = 0
         """How many forward passes have ended."""
+        self.offset = 0
+        """How many tokens a cache holds already: the position of the first one of this pass."""
         self._ended = ended
         self._depth = 0
         self._fired: dict[int, str] = {}
@@ -64,8 +67,10 @@ class Watch:
         return self._depth > 0
 
     @contextmanager
-    def hooked(self, model: nn.Module, pairs: Sequence[tuple[Place, See]]) -> Iterator[None]:
-        """Hook all places, take them all away again.
+    def hooked(
+        self, model: nn.Module, pairs: Sequence[tuple[Place, See]], *, adds: bool = False
+    ) -> Iterator[None]:
+        """Hook all places, take them all away again. adds: as `hook_place` has it.
 
         Raises CaptureError, from the forward pass itself, for a place that did not run in it; and
         at the end if there was no forward pass.
@@ -73,7 +78,7 @@ class Watch:
         self._names = [place.name for place, _ in pairs]
         with ExitStack() as stack:
             for number, (place, see) in enumerate(pairs):
-                handle = hook_place(place, functools.partial(self._see, number, see))
+                handle = hook_place(place, functools.partial(self._see, number, see), adds=adds)
                 stack.callback(handle.remove)
             for root in _roots(model):
                 stack.enter_context(self._around(root))
@@ -96,8 +101,9 @@ class Watch:
         @functools.wraps(forward)
         def watched(*args: Any, **kwargs: Any) -> Any:
             if not self._depth:
-                self._fired = {}
+                self._fired, self.offset = {}, 0
             self._depth += 1
+            self.offset = max(self.offset, _cached_tokens(kwargs))
             try:
                 out = forward(*args, **kwargs)
             finally:
@@ -126,24 +132,27 @@ class Watch:
         self._ended()
 
 
-def hook_place(place: Place, see: See) -> RemovableHandle:
-    """Register `see` on a place, until the handle is removed."""
+def hook_place(place: Place, see: See, *, adds: bool = False) -> RemovableHandle:
+    """Register `see` on a place, until the handle is removed. adds: what it returns is added to the
+    tensor of the model, in float32 at least, instead of taking its place.
+    """
     if place.kind == "normalised":
 
         def norm_ran(norm: nn.Module, args: tuple, kwargs: dict[str, Any], out: Tensor) -> Any:
-            raw = normalised(norm, _only_tensor(place, args or tuple(kwargs.values())))
-            new = _centred(place, see, raw)
-            return None if new is None else place.after_norm(new).to(out.dtype)
+            raw = _only_tensor(place, args or tuple(kwargs.values()))
+            return _shown(place, see, normalised(norm, raw), out, adds)
 
         return place.module.register_forward_hook(norm_ran, with_kwargs=True)
     if place.side == "output":
-        return place.module.register_forward_hook(lambda _m, _args, out: _swap(place, see, out))
+        return place.module.register_forward_hook(
+            lambda _module, _args, out: _swap(place, see, out, adds)
+        )
 
     def before(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         if args:
-            new = _swap(place, see, args)
+            new = _swap(place, see, args, adds)
             return None if new is None else (new, kwargs)
-        new = _swap(place, see, kwargs.get("hidden_states"))
+        new = _swap(place, see, kwargs.get("hidden_states"), adds)
         return None if new is None else (args, kwargs | {"hidden_states": new})
 
     return place.module.register_forward_pre_hook(before, with_kwargs=True)
@@ -158,30 +167,50 @@ def _roots(model: nn.Module) -> list[nn.Module]:
     return list({id(root): root for root in found}.values())
 
 
-def _swap(place: Place, see: See, value: object) -> object:
-    """What a module gives or gets, its tensor replaced by what `see` returns; None for as it is."""
+def _cached_tokens(kwargs: dict[str, Any]) -> int:
+    """How many tokens the cache of a forward pass holds: HuggingFace's, and TransformerLens'."""
+    for name in ("past_key_values", "cache", "past_kv_cache"):
+        cache: Any = kwargs.get(name)
+        if hasattr(cache, "get_seq_length"):
+            return int(cache.get_seq_length())
+        if hasattr(cache, "entries"):
+            return int(cache.entries[0].past_keys.shape[1])
+    return 0
+
+
+def _swap(place: Place, see: See, value: object, adds: bool) -> object:
+    """What a module gives or gets, its tensor replaced by what `see` makes of it; None for as it
+    is.
+    """
     raw = _only_tensor(place, value)
     if place.kind == "in place":
         # a copy is shown, since what is shown is kept, and saved for gradients
-        new = _centred(place, see, raw.clone())
+        shown = raw.clone()
+        new = _shown(place, see, shown, shown, adds)
         if new is not None:
             raw.copy_(new)
         return None
     # TransformerLens keeps heads apart
     heads = raw.dim() == 4 and place.name.endswith("hook_z")
-    new = _centred(place, see, raw.flatten(-2) if heads else raw)
+    flat = raw.flatten(-2) if heads else raw
+    new = _shown(place, see, flat, flat, adds)
     if new is None:
         return None
-    new = new.reshape(raw.shape).to(raw.dtype)
+    new = new.reshape(raw.shape)
     return (new, *value[1:]) if isinstance(value, tuple) else new
 
 
-def _centred(place: Place, see: See, x: Tensor) -> Tensor | None:
-    if not place.centred:
-        return see(x)
-    mean = x.mean(-1, keepdim=True)
-    new = see(x - mean)
-    return None if new is None else new + mean
+def _shown(place: Place, see: See, x: Tensor, out: Tensor, adds: bool) -> Tensor | None:
+    """What takes the place of `out`, which is x or what a norm made of it, in its dtype."""
+    mean = x.mean(-1, keepdim=True) if place.centred else None
+    new = see(x if mean is None else x - mean)
+    if new is None:
+        return None
+    if adds:
+        new = new if place.gain is None else new * place.gain
+        return (out.to(torch.promote_types(out.dtype, new.dtype)) + new).to(out.dtype)
+    new = new if mean is None else new + mean
+    return (new if place.gain is None else place.after_norm(new)).to(out.dtype)
 
 
 def _only_tensor(place: Place, value: object) -> Tensor:

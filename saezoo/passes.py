@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saezoo.attach import check_tensor
+from saezoo.attaching import check_tensor
 from saezoo.capture import Dropped, keep_tokens
 from saezoo.config import TokenRule
 from saezoo.errors import CaptureError

@@ -7,7 +7,7 @@ import gc
 import pytest
 import torch
 
-from saezoo.attach import attach
+from saezoo.attaching import attach
 from saezoo.capture import capture
 from saezoo.config import SAEConfig, Site
 from saezoo.errors import CaptureError, InputError
@@ -470,6 +470,22 @@ def test_activations_that_are_not_finite_are_an_error(bad):
         model(make_ids())
 
 
+def run_without_last_layer(model):
+    last = model.model.layers[2]
+    del model.model.layers[2]
+    model.config.num_hidden_layers = 2
+    try:
+        model(make_ids())
+    finally:
+        model.model.layers.append(last)
+        model.config.num_hidden_layers = 3
+
+
+def run_and_raise(model, error):
+    model(make_ids())
+    raise error
+
+
 def test_a_place_that_did_not_run_in_a_forward_pass_is_an_error_even_when_others_did(llama):
     early = make_sae(ARCHITECTURES["relu"], site={"layer": 0, "point": "resid_post"})
     late = make_sae(ARCHITECTURES["relu"], site={"layer": 2, "point": "resid_post"})
@@ -478,13 +494,7 @@ def test_a_place_that_did_not_run_in_a_forward_pass_is_an_error_even_when_others
         pytest.raises(CaptureError, match=r"model.layers.2 \(output\) did not run in this forward"),
         attach(llama, [early, late], "observe"),
     ):
-        del llama.model.layers[2]
-        llama.config.num_hidden_layers = 2
-        try:
-            llama(make_ids())
-        finally:
-            llama.model.layers.append(last)
-            llama.config.num_hidden_layers = 3
+        run_without_last_layer(llama)
     with pytest.raises(CaptureError, match="was not run"), attach(llama, early):
         pass
     with pytest.raises(CaptureError, match="was not run"), attach(llama, early):
@@ -498,8 +508,7 @@ def test_nothing_stays_hooked_after_an_exception(llama):
         pass
     assert hooks_of(llama) == ([], [])
     with pytest.raises(ZeroDivisionError), attach(llama, good):
-        llama(make_ids())
-        raise ZeroDivisionError
+        run_and_raise(llama, ZeroDivisionError)
     assert hooks_of(llama) == ([], [])
     with attach(llama, good) as run:
         with pytest.raises(IndexError):

@@ -10,7 +10,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerFast
 
-from saezoo.attach import attach
+from saezoo.attaching import attach
 from saezoo.capture import capture
 from saezoo.config import SAEConfig, Site
 from saezoo.errors import CaptureError

@@ -9,7 +9,7 @@ import torch
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.pretrained import weight_conversions
 
-from saezoo.attach import attach
+from saezoo.attaching import attach
 from saezoo.capture import capture
 from saezoo.config import Site
 from saezoo.errors import CaptureError

@@ -9,6 +9,7 @@ import click
 from saezoo import __version__
 from saezoo.cli._print import HELP
 from saezoo.cli.cache import cache
+from saezoo.cli.cache_activations import cache_activations
 from saezoo.cli.check import check
 from saezoo.cli.cite import cite
 from saezoo.cli.convert import convert
@@ -19,6 +20,7 @@ from saezoo.cli.features import features
 from saezoo.cli.info import info
 from saezoo.cli.listing import list_
 from saezoo.cli.registry import registry
+from saezoo.cli.steer import steer
 from saezoo.cli.top import top
 from saezoo.cli.zoo import zoo
 from saezoo.errors import SaezooError
@@ -51,6 +53,8 @@ for command in (
     eval_,
     features,
     top,
+    steer,
+    cache_activations,
     zoo,
     cache,
     cite,

@@ -138,7 +138,7 @@ def attach(
     watch = Watch(ended)
     parts = []
     for key, one in saes.items():
-        places = _places(model, one, site, out_site, mode)
+        places = find_places(model, one, site, out_site, writes=mode == "splice")
         check_host(model, one.cfg, guard=guard, site=site, tokenizer=tokenizer)
         parts.append(_Attached(key, one, *places, mode == "splice", error_term, store, watch, now))
     _refuse_twice(parts, mode)
@@ -234,17 +234,19 @@ def _as_dict(sae: Any) -> tuple[Literal["one", "list", "dict"], dict[Any, SAE]]:
     return shape, saes
 
 
-def _places(
-    model: nn.Module, sae: SAE, site: Site | None, out_site: Site | None, mode: str
+def find_places(
+    model: nn.Module, sae: SAE, site: Site | None, out_site: Site | None, *, writes: bool
 ) -> tuple[Place, Place | None]:
-    """Where one SAE reads and, for a transcoder, where it writes."""
+    """Where one SAE reads and, for a transcoder, where it writes. Raises CaptureError, also for a
+    transcoder that does not say where it writes, if it is to.
+    """
     site, out_site = site or sae.cfg.site, out_site or sae.cfg.out_site
     if site is None:
         raise CaptureError(
             "the SAE does not say which site it reads: give "
             "site=Site(module='model.layers.15', side='output')"
         )
-    if sae.cfg.is_transcoder and out_site is None and mode == "splice":
+    if sae.cfg.is_transcoder and out_site is None and writes:
         raise CaptureError(
             "the transcoder does not say where its output goes: give out_site=Site(module=…)"
         )
