@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from saezoo.sae import SAE
     from saezoo.save import save_sae
     from saezoo.search import list_saes
+    from saezoo.selfcheck import self_check
     from saezoo.sparse import SparseFeatures
     from saezoo.stats import feature_stats
     from saezoo.steering import steer
@@ -46,6 +47,7 @@ _HOME = {
     "load_sae": "saezoo.load",
     "load_saes": "saezoo.load",
     "save_sae": "saezoo.save",
+    "self_check": "saezoo.selfcheck",
     "steer": "saezoo.steering",
 }
 
@@ -70,6 +72,7 @@ __all__ = [
     "load_sae",
     "load_saes",
     "save_sae",
+    "self_check",
     "steer",
 ]
 

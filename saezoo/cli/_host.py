@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import click
@@ -49,13 +50,20 @@ def load_all(
 
 
 def texts_of(dataset: str | None, column: str) -> tuple[Iterator[str], str]:
-    """The documents of --dataset, and what they are in words."""
+    """The documents of --dataset, and what they are in words. Raises DataError where there are none:
+    before a model is loaded for them.
+    """
     from saezoo.documents import read_documents
+    from saezoo.errors import DataError
     from saezoo.evaluation import OWN_TEXT, own_text
 
     if dataset is None:
         return iter([own_text()]), OWN_TEXT
-    return read_documents(dataset, column=column), dataset
+    documents = read_documents(dataset, column=column)
+    first = next(documents, None)
+    if first is None:
+        raise DataError(f"{dataset} holds no text")
+    return chain([first], documents), dataset
 
 
 @contextmanager
