@@ -50,8 +50,8 @@ def load_all(
 
 
 def texts_of(dataset: str | None, column: str) -> tuple[Iterator[str], str]:
-    """The documents of --dataset, and what they are in words. Raises DataError where there are none:
-    before a model is loaded for them.
+    """The documents of --dataset, and what they are in words. Raises DataError where there are
+    none: before a model is loaded for them.
     """
     from saezoo.documents import read_documents
     from saezoo.errors import DataError
