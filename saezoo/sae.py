@@ -7,7 +7,7 @@ feature-major (a contiguous row per feature), because every sparse operation gat
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +22,9 @@ from saezoo.sparse import (
     decode_sparse,
     pack_active,
     pack_chosen,
+    pack_places,
     top_k,
+    top_of_all,
 )
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ MATRICES = ("W_enc_rows", "W_dec", "W_skip")
 """Tensors that follow the dtype asked for; all others stay float32, because a 16-bit threshold
 flips features.
 """
+
+CHOOSING = ("topk", "groupmax", "tensor_topk")
+"""Architectures that choose a number of features, and so never need the dense ones."""
 
 CHUNK = 2**25
 """Pre-activations computed at a time when no gradient is wanted: bounds memory at 128 MB
@@ -97,7 +102,7 @@ class SAE(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """Features of activations (…, d_in) as dense (…, d_sae)."""
         self._check_input(x)
-        if self.cfg.architecture in ("topk", "groupmax"):
+        if self.cfg.architecture in CHOOSING:
             return self._encode_chosen(x).to_dense()
         return self._encode_dense(x)
 
@@ -106,7 +111,7 @@ class SAE(nn.Module):
         out.
         """
         self._check_input(x)
-        if self.cfg.architecture in ("topk", "groupmax"):
+        if self.cfg.architecture in CHOOSING:
             return self._encode_chosen(x)
         return pack_active(self._encode_dense(x))
 
@@ -137,7 +142,7 @@ class SAE(nn.Module):
         x's dtype.
         """
         self._check_input(x)
-        if self.cfg.architecture in ("topk", "groupmax"):
+        if self.cfg.architecture in CHOOSING:
             return self.decode(self._encode_chosen(x), x)
         return self.decode(self._encode_dense(x), x)
 
@@ -158,14 +163,15 @@ class SAE(nn.Module):
         return features.to(self.dtype)
 
     def _encode_chosen(self, x: Tensor) -> SparseFeatures:
-        """topk and groupmax, some tokens at a time when no gradient is wanted."""
+        """Those of CHOOSING, some tokens at a time when no gradient is wanted."""
         flat = x.reshape(-1, self.d_in)
         rows = max(1, CHUNK // self.d_sae)
-        if torch.is_grad_enabled() and x.requires_grad or flat.shape[0] <= rows:
-            values, indices = self._choose(flat)
-        else:
-            parts = [self._choose(part) for part in flat.split(rows)]
-            values, indices = (torch.cat(column) for column in zip(*parts, strict=True))
+        whole = torch.is_grad_enabled() and x.requires_grad or flat.shape[0] <= rows
+        pieces = (flat,) if whole else flat.split(rows)
+        if self.cfg.architecture == "tensor_topk":
+            return self._choose_of_all(pieces, torch.Size((*x.shape[:-1], self.d_sae)))
+        parts = [self._choose(piece) for piece in pieces]
+        values, indices = (torch.cat(column) for column in zip(*parts, strict=True))
         shape = (*x.shape[:-1], values.shape[-1])
         in_order = (
             self.cfg.architecture == "topk"
@@ -195,6 +201,17 @@ class SAE(nn.Module):
         if cfg.decoder_norm == "rank" and norms is not None:
             values = values / norms[indices]
         return values.to(self.dtype), indices
+
+    def _choose_of_all(self, pieces: Sequence[Tensor], shape: torch.Size) -> SparseFeatures:
+        """tensor_topk: of all tokens' pre-activations together the k * tokens largest."""
+        assert self.cfg.k is not None
+        norms = self._decoder_norms() if self.cfg.decoder_norm != "none" else None
+        pres = (self._pre(self._inward(piece)) for piece in pieces)
+        scaled = pres if norms is None else (pre * norms for pre in pres)
+        values, places = top_of_all(scaled, self.cfg.k * shape[:-1].numel())
+        if self.cfg.decoder_norm == "rank" and norms is not None:
+            values = values / norms[places % self.d_sae]
+        return pack_places(values.to(self.dtype), places, shape)
 
     def _inward(self, x: Tensor) -> Tensor:
         """x as the encoder wants it: normalised, biases subtracted, in the compute dtype."""
@@ -343,12 +360,19 @@ def build_sae(
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" and stored.itemsize < 4 else stored
     small = torch.promote_types(dtype, torch.float32)
+    tied = tensors["W_dec"] is tensors["W_enc_rows"]
     state = {
         name: value.to(device=device, dtype=dtype if name in MATRICES else small)
         for name, value in tensors.items()
+        if not (tied and name == "W_dec")
     }
     sae = SAE(cfg, device="meta")
+    if tied:
+        # one parameter of two names: whatever is done to it, there is one copy
+        state["W_dec"] = state["W_enc_rows"]
     sae.load_state_dict(state, assign=True, strict=True)
+    if tied:
+        sae.W_dec = sae.W_enc_rows
     return sae.requires_grad_(False).eval()
 
 

@@ -83,6 +83,30 @@ def read_pickle(path: Path, *, limit: int = MAX_BYTES) -> Any:
     return value
 
 
+def tensor_names(path: Path) -> set[str] | None:
+    """The names in a checkpoint, also those one level down, as `plain_name` has them; None where it
+    cannot be read.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return set(file.keys())
+        raw = read_pickle(path)
+    except (FormatError, SafetensorError, OSError, ValueError, RuntimeError, TypeError):
+        return None
+    if not isinstance(raw, Mapping):
+        return set()
+    below = [value for value in raw.values() if isinstance(value, Mapping)]
+    return {plain_name(str(key)) for part in (raw, *below) for key in part}
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name without what torch.compile and parallel training put before it."""
+    for prefix in ("_orig_mod.", "module."):
+        name = name.replace(prefix, "")
+    return name
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of bounded size."""
     size = need_file(path)
