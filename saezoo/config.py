@@ -124,8 +124,8 @@ class SAEConfig(Spec):
     """
 
     architecture: Architecture
-    """tensor_topk: the k * tokens largest of all pre-activations of a call are kept, so what is on for
-    one token depends on the others that are encoded with it, and k is a mean over them.
+    """tensor_topk: the k * tokens largest of all pre-activations of a call are kept: what is on for
+    one token depends on those that are encoded with it, and k is a mean over them.
     """
     d_in: PositiveInt
     d_sae: PositiveInt

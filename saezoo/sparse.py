@@ -77,7 +77,7 @@ def pack_chosen(
 
 
 def top_of_all(parts: Iterable[Tensor], count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest positive numbers of a (tokens, n) that comes in parts of some tokens each.
+    """The `count` largest positive numbers of (tokens, n) that comes in parts of some tokens each.
     Returns (values, places), the places counted through the whole row by row, ascending.
 
     Among equal numbers the first places win, so how the tokens are parted changes nothing. Memory:

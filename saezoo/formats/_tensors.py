@@ -6,6 +6,7 @@ expects, is refused before memory is spent on it.
 """
 
 import json
+import math
 import pickle
 import stat
 import warnings
@@ -83,6 +84,21 @@ def read_pickle(path: Path, *, limit: int = MAX_BYTES) -> Any:
     return value
 
 
+def read_state_dict(path: Path, *, inside: str | None = None) -> dict[str, Any]:
+    """What a `.safetensors` or a torch checkpoint holds, by name. inside: the entry of a checkpoint
+    that holds it. Raises what `read_safetensors` and `read_pickle` do.
+    """
+    if path.suffix == ".safetensors":
+        return dict(read_safetensors(path))
+    value = read_pickle(path)
+    if inside is not None and isinstance(value, Mapping):
+        value = value.get(inside)
+    if not isinstance(value, Mapping):
+        what = f"{inside} that is " if inside is not None else ""
+        raise FormatError(f"{path}: holds {what}{type(value).__name__}, expected a state dict")
+    return dict(value)
+
+
 def tensor_names(path: Path) -> set[str] | None:
     """The names in a checkpoint, also those one level down, as `plain_name` has them; None where it
     cannot be read.
@@ -157,12 +173,31 @@ def yes_or_no(data: Mapping[str, Any], key: str, where: Path) -> bool:
     return value
 
 
+def positive(value: object, what: str, where: Path) -> float:
+    """A finite number above 0, also one that is stored as a tensor. Raises FormatError for anything
+    else.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:  # type: ignore[operator]
+        raise FormatError(f"{where}: {what} is {value!r}, expected a positive number")
+    return float(value)  # type: ignore[arg-type]
+
+
 def expect_facts(entry: Entry | None, found: Mapping[str, object], where: Path) -> None:
     """Raise FormatError when the registry states another d_in, d_sae or k than the files have."""
     for key, value in found.items():
         stated = getattr(entry, key, None) if entry is not None else None
         if stated is not None and value is not None and stated != value:
             raise FormatError(f"{where}: {key} is {value}, but the registry states {stated}")
+
+
+def expect_sizes(data: Mapping[str, Any], found: Mapping[str, int], where: Path) -> None:
+    """Raise FormatError when a config states another size than the tensors have."""
+    for key, value in found.items():
+        if data.get(key) is not None and whole_number(data, key, where) != value:
+            raise FormatError(f"{where}: {key} is {data[key]}, but the tensors have {value}")
 
 
 def refuse_rest(raw: Mapping[str, object], where: Path, title: str) -> None:
