@@ -1,4 +1,4 @@
-"""InterPLM: layer_L/ae_normalized.pt and ae_unnormalized.pt, of before and after its version 1.0."""
+"""InterPLM: layer_L/ae_normalized.pt and ae_unnormalized.pt, before and since its version 1.0."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Kissane's attention SAEs: NAME.pt and NAME_cfg.json; b_dec is subtracted from flattened hook_z."""
+"""Kissane's attention SAEs: NAME.pt and NAME_cfg.json; x is hook_z, flattened, minus b_dec."""
 
 import json
 

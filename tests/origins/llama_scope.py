@@ -1,4 +1,4 @@
-"""Llama Scope: hyperparams.json and checkpoints/final.safetensors; what from_config makes of them, and
+"""Llama Scope: hyperparams.json and checkpoints/final.safetensors; what from_config makes of them,
 then encode and decode.
 """
 

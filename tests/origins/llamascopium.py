@@ -44,7 +44,7 @@ def tensors(*, bias=True, jumps=True, norms=(3.5, 3.5), dtype=torch.float32):
         if jumps:
             made[THRESHOLD] = draw(g, N) * 0.5
         made = {name: value.to(dtype) for name, value in made.items()}
-        return made | {NORM + hook: torch.tensor(norm) for hook, norm in zip((INTO, OUT), norms)}
+        return made | {NORM + INTO: torch.tensor(norms[0]), NORM + OUT: torch.tensor(norms[1])}
 
     return make
 
@@ -137,7 +137,7 @@ ORIGINS = [
     variant("relu", PLAIN, wrong=[FOLDED], act_fn="relu"),
     variant("topk", PLAIN, wrong=[NO_NORM, {"act_fn": "relu"}], act_fn="topk"),
     variant("batchtopk", PLAIN, wrong=[NO_NORM, {"act_fn": "topk"}], act_fn="batchtopk"),
-    variant("transcoder", wrong=[FOLDED, {"hook_point_out": INTO}], hook_point_in=INTO),
+    variant("transcoder", wrong=[FOLDED, NO_NORM], hook_point_in=INTO),
     variant(
         "transcoder of two norms",
         tensors(norms=(3.5, 7.0)),
