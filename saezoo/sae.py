@@ -257,7 +257,15 @@ class SAE(nn.Module):
         # gathering rows of a strided W_dec would copy the whole matrix at each call; so it is
         # copied once, when first needed
         if not self.W_dec.is_contiguous():
+            tied = self._is_tied()
             self.W_dec.data = self.W_dec.data.contiguous()
+            if tied:
+                self.W_enc_rows.data = self.W_dec.data
+
+    def _is_tied(self) -> bool:
+        """Whether both matrices are one in memory, as they are of a file that has one for both."""
+        a, b = self.W_dec, self.W_enc_rows
+        return not a.is_meta and (a.data_ptr(), a.stride()) == (b.data_ptr(), b.stride())
 
     def _check_input(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):
@@ -308,7 +316,12 @@ class SAE(nn.Module):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SAE":
-        """`.to`, `.half`, `.bfloat16` …: thresholds and biases move, but never go below float32."""
+        """`.to`, `.half`, `.bfloat16` …: thresholds and biases move, but never go below float32;
+        tied matrices stay one.
+        """
+        tied = self._is_tied()
+        if tied:
+            self.W_dec.data = self.W_dec.data.new_empty(0)
         before = {
             name: value.data for name, value in self.named_parameters() if name not in MATRICES
         }
@@ -316,6 +329,8 @@ class SAE(nn.Module):
         for name, value in self.named_parameters():
             if name in before and value.dtype in (torch.float16, torch.bfloat16):
                 value.data = before[name].to(device=value.device)
+        if tied:
+            self.W_dec.data = self.W_enc_rows.data
         return self
 
     def extra_repr(self) -> str:
@@ -360,19 +375,14 @@ def build_sae(
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" and stored.itemsize < 4 else stored
     small = torch.promote_types(dtype, torch.float32)
-    tied = tensors["W_dec"] is tensors["W_enc_rows"]
     state = {
         name: value.to(device=device, dtype=dtype if name in MATRICES else small)
         for name, value in tensors.items()
-        if not (tied and name == "W_dec")
+        if name != "W_dec" or value is not tensors["W_enc_rows"]
     }
+    state.setdefault("W_dec", state["W_enc_rows"])
     sae = SAE(cfg, device="meta")
-    if tied:
-        # one parameter of two names: whatever is done to it, there is one copy
-        state["W_dec"] = state["W_enc_rows"]
     sae.load_state_dict(state, assign=True, strict=True)
-    if tied:
-        sae.W_dec = sae.W_enc_rows
     return sae.requires_grad_(False).eval()
 
 
