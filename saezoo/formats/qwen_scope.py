@@ -59,21 +59,19 @@ def read(path: Path, entry: Entry | None) -> Weights:
 
 
 def _k(data: dict[str, Any], repo: re.Match[str] | None, entry: Entry | None, config: Path) -> int:
-    said = {
-        config.name: whole_number(data, "k", config) if "k" in data else None,
-        "the repo's name": int(repo["k"]) if repo else None,
-        "the registry": entry.k if entry is not None else None,
-    }
-    known = {where: k for where, k in said.items() if k is not None}
-    if not known:
+    named = int(repo["k"]) if repo else None
+    if "k" in data:
+        k = whole_number(data, "k", config)
+        if named not in (None, k):
+            raise FormatError(f"{config}: k is {k}, but the repo's name says {named}")
+        return k
+    stated = named or (entry.k if entry is not None else None)
+    if not stated:
         raise FormatError(
             f"{config.parent}: nothing says k: it is in the repo's config.json or name "
             "(…-L0_100); put that config.json beside, or load it by its name in the registry"
         )
-    if len(set(known.values())) > 1:
-        told = ", ".join(f"{k} by {where}" for where, k in known.items())
-        raise FormatError(f"{config.parent}: k is {told}")
-    return next(iter(known.values()))
+    return stated
 
 
 def _site(path: Path, repo: re.Match[str] | None, entry: Entry | None) -> Site | None:
