@@ -251,7 +251,7 @@ class SAE(nn.Module):
         return F.linear(z, self.W_enc_rows).to(self.b_enc.dtype) + self.b_enc
 
     def _decoder_norms(self) -> Tensor:
-        return self.W_dec.to(self.b_dec.dtype).norm(dim=1)
+        return torch.linalg.vector_norm(self.W_dec, dim=1, dtype=self.b_dec.dtype)
 
     def _contiguous_decoder(self) -> None:
         # gathering rows of a strided W_dec would copy the whole matrix at each call; so it is

@@ -149,6 +149,8 @@ def test_a_folder_of_both_files_of_interplm_wants_one_named(tmp_path):
     path = write(interplm.ORIGINS[0], tmp_path)
     with pytest.raises(FormatError, match="name it"):
         load_sae(path.parent, format="interplm")
+    with pytest.raises(FormatError, match="It holds ae_normalized.pt: name a file, not the folder"):
+        load_sae(path.parent)
 
 
 def test_features_that_never_fired_have_no_direction_and_harm_nobody(tmp_path):
