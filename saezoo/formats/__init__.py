@@ -245,8 +245,8 @@ def _detect(path: Path) -> str:
     found = [key for key in marked if marked[key]] or [key for key in marked if marked[key] is None]
     if not found:
         raise FormatError(
-            f"{path}: no known format. Looked for {expected}.{_files_in(path)} Give format=… (--from) "
-            "if you know it"
+            f"{path}: no known format. Looked for {expected}.{_files_in(path)} "
+            "Give format=… (--from) if you know it"
         )
     return found[0]
 
@@ -255,10 +255,10 @@ def _files_in(path: Path) -> str:
     """A hint at the files of a folder of which each may be an SAE."""
     names = sorted(_names_in(path)) if path.is_dir() else []
     single = [name for name in names if match_file(name)]
+    if not single:
+        return ""
     more = " …" if len(single) > 3 else ""
-    return (
-        f" It holds {', '.join(single[:3])}{more}: name a file, not the folder." if single else ""
-    )
+    return f" It holds {', '.join(single[:3])}{more}: name a file, not the folder."
 
 
 def what_files() -> str:

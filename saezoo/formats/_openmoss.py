@@ -46,7 +46,7 @@ def sites_of(
 
 def factor_of(norm: object, d: int, what: str, where: Path) -> float:
     """sqrt(d) / norm: what makes activations of this mean norm those that were trained on."""
-    return math.sqrt(d) / positive(norm, what, where)
+    return positive(math.sqrt(d) / positive(norm, what, where), f"sqrt(d) / {what}", where)
 
 
 def expect_factor(factor: float, entry: Entry | None, where: Path, agree: float = AGREE) -> None:

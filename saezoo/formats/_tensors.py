@@ -6,12 +6,13 @@ expects, is refused before memory is spent on it.
 """
 
 import json
-import math
+import logging
 import pickle
 import stat
+import sys
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from torch import Tensor
 
 from saezoo.entry import Entry
 from saezoo.errors import FormatError, MissingFile, NotFinite, UnsafeFile
+
+logger = logging.getLogger(__name__)
 
 MAX_BYTES = 64 * 2**30
 """The most that tensors may take where neither a config nor the registry says how large they
@@ -180,7 +183,7 @@ def positive(value: object, what: str, where: Path) -> float:
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < math.inf:  # type: ignore[operator]
+    if not number or not 0 < value <= sys.float_info.max:  # type: ignore[operator]
         raise FormatError(f"{where}: {what} is {value!r}, expected a positive number")
     return float(value)  # type: ignore[arg-type]
 
@@ -198,6 +201,12 @@ def expect_sizes(data: Mapping[str, Any], found: Mapping[str, int], where: Path)
     for key, value in found.items():
         if data.get(key) is not None and whole_number(data, key, where) != value:
             raise FormatError(f"{where}: {key} is {data[key]}, but the tensors have {value}")
+
+
+def tell_unknown(data: Mapping[str, Any], known: Collection[str], where: Path) -> None:
+    """Log the keys of a config that no arithmetic reads, so that a new one can be noticed."""
+    if unknown := sorted(data.keys() - set(known)):
+        logger.info("%s: keys that are not read: %s", where, unknown)
 
 
 def refuse_rest(raw: Mapping[str, object], where: Path, title: str) -> None:

@@ -27,12 +27,14 @@ from saezoo.formats._tensors import (
     read_safetensors,
     refuse_rest,
     take,
+    tell_unknown,
     whole_number,
     yes_or_no,
 )
 
 STATISTICS = ("idf", "max")
 UPDATE = "use_residual_update_instead_of_states"
+KNOWN = ("k", "d_model", "codebook_dim", UPDATE)
 
 
 def read(path: Path, entry: Entry | None) -> Weights:
@@ -41,6 +43,7 @@ def read(path: Path, entry: Entry | None) -> Weights:
     """
     config = path.with_name("config.json")
     data = read_json(config) if config.is_file() else {}
+    tell_unknown(data, KNOWN, config)
     raw = read_safetensors(path)
     tensors: dict[str, Tensor] = {
         "W_enc_rows": take(raw, "W_enc", path, dims=2).T,

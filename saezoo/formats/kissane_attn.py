@@ -20,8 +20,11 @@ from saezoo.formats._tensors import (
     read_state_dict,
     refuse_rest,
     take,
+    tell_unknown,
 )
 from saezoo.formats.gemma_scope import prefer
+
+KNOWN = ("act_size", "dict_size", "act_name", "model_name")
 
 
 def read(path: Path, entry: Entry | None) -> Weights:
@@ -30,6 +33,7 @@ def read(path: Path, entry: Entry | None) -> Weights:
     """
     config = path.with_name(f"{path.stem}_cfg.json")
     data = read_json(config) if config.is_file() else {}
+    tell_unknown(data, KNOWN, config)
     raw = read_state_dict(path)
     tensors = {
         "W_enc_rows": take(raw, "W_enc", path, dims=2).T,

@@ -17,7 +17,7 @@ norm_activation token-wise is undone on the output; batch-wise depends on the ba
 Keys that are missing have the defaults of that code.
 """
 
-import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +40,15 @@ from saezoo.formats._tensors import (
     expect_facts,
     expect_sizes,
     need_file,
+    positive,
     read_json,
     read_state_dict,
     refuse_rest,
     take,
+    tell_unknown,
     whole_number,
     yes_or_no,
 )
-
-logger = logging.getLogger(__name__)
 
 CONFIG, MODEL = "hyperparams.json", "lm_config.json"
 
@@ -63,6 +63,9 @@ DEFAULTS: dict[str, Any] = {
 }
 """SAEConfig of that commit; its own files have all of them."""
 
+KNOWN = {*DEFAULTS, "d_model", "d_sae", "hook_point_in", "hook_point_out", "use_glu_encoder"} | {
+    "dataset_average_activation_norm"
+}
 NORMS = ("none", "inference", "token-wise", "dataset-wise")
 
 
@@ -71,7 +74,9 @@ def read(path: Path, entry: Entry | None) -> Weights:
     and where config, registry and tensors contradict.
     """
     where, file = path / CONFIG, weights_of(path)
-    data = DEFAULTS | {key: value for key, value in read_json(where).items() if value is not None}
+    found = read_json(where)
+    tell_unknown(found, KNOWN, where)
+    data = DEFAULTS | {key: value for key, value in found.items() if value is not None}
     hooks = hook_points(data, where)
     raw = read_state_dict(file, inside="sae")
     refuse_glu(data, raw, where)
@@ -121,9 +126,8 @@ def weights_of(path: Path) -> Path:
 
 def _activation(data: dict[str, Any], tensors: dict[str, Tensor], where: Path) -> dict[str, Any]:
     name, threshold = data["act_fn"], data["jump_relu_threshold"]
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
-        raise FormatError(f"{where}: jump_relu_threshold is {threshold!r}, expected a number")
-    if not abs(threshold) < float("inf"):
+    number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    if not number or not abs(threshold) <= sys.float_info.max:
         raise FormatError(f"{where}: jump_relu_threshold is {threshold!r}, expected a number")
     name = name.lower() if isinstance(name, str) else name
     if name == "jumprelu" or (name == "topk" and threshold > 0):
@@ -155,7 +159,7 @@ def _unscaled(
     into = factor_of(norms.get("in"), d_in, f"{key}.in", where)
     out = factor_of(norms.get("out"), d_in, f"{key}.out", where)
     expect_factor(into, entry, where)
-    ratio = norms["out"] / norms["in"]
+    ratio = positive(norms["out"] / norms["in"], f"{key}.out / {key}.in", where)
     scale = "W_enc_rows" if by_norm else "W_dec"
     return {
         "b_enc": tensors["b_enc"].double() / (out if by_norm else into),

@@ -28,4 +28,4 @@ NAMES = {
 def read(path: Path, entry: Entry | None) -> Weights:
     """Read a folder of Llama Scope R1 Distill. Raises FormatError as llamascopium's `read` does."""
     activations = {name: ACTIVATIONS[name] for name in ("jumprelu", "relu")}
-    return read_named(path, entry, NAMES, activations, {})
+    return read_named(path, entry, NAMES, activations)

@@ -29,6 +29,7 @@ from saezoo.entry import Entry
 from saezoo.errors import FormatError
 from saezoo.formats import FORMATS, Weights
 from saezoo.formats._openmoss import (
+    AGREE,
     expect_factor,
     factor_of,
     hook_points,
@@ -45,6 +46,7 @@ from saezoo.formats._tensors import (
     read_state_dict,
     refuse_rest,
     take,
+    tell_unknown,
     whole_number,
     yes_or_no,
 )
@@ -64,6 +66,20 @@ ACTIVATIONS: dict[str, dict[str, Any]] = {
     "topk": {"architecture": "topk"},
     "batchtopk": {"architecture": "tensor_topk"},
 }
+KNOWN = {
+    "sae_type",
+    "d_model",
+    "expansion_factor",
+    "hook_point_in",
+    "hook_point_out",
+    "act_fn",
+    "top_k",
+    "norm_activation",
+    "sparsity_include_decoder_norm",
+    "use_decoder_bias",
+    "use_glu_encoder",
+    "apply_decoder_bias_to_pre_encoder",
+}
 NORMS = ("dataset-wise", "inference", "token-wise")
 
 WHY_NOT = {
@@ -79,7 +95,7 @@ def read(path: Path, entry: Entry | None) -> Weights:
     """Read a folder with one SAE or transcoder. Raises FormatError for other kinds, for unknown
     values of what decides arithmetic, and where config, registry and tensors contradict.
     """
-    return read_named(path, entry, NAMES, ACTIVATIONS, {})
+    return read_named(path, entry, NAMES, ACTIVATIONS)
 
 
 def read_named(
@@ -87,14 +103,12 @@ def read_named(
     entry: Entry | None,
     names: dict[str, str],
     activations: dict[str, dict[str, Any]],
-    defaults: dict[str, Any],
 ) -> Weights:
-    """The same of files whose tensors have these names, whose act_fn is one of these, and whose
-    missing keys mean this.
-    """
+    """The same of files whose tensors have these names, and whose act_fn is one of these."""
     where, file = path / CONFIG, weights_of(path)
     found = {key: value for key, value in read_json(where).items() if value is not None}
-    data = {"use_decoder_bias": True, "sparsity_include_decoder_norm": True} | defaults | found
+    tell_unknown(found, KNOWN, where)
+    data = {"use_decoder_bias": True, "sparsity_include_decoder_norm": True} | found
     _refuse_kind(data, where)
     hooks = hook_points(data, where)
     raw = read_state_dict(file, inside="sae")
@@ -109,7 +123,7 @@ def read_named(
     d_sae, d_in = tensors["W_enc_rows"].shape
     expect_sizes(data, {"d_model": d_in}, where)
     times = positive(data.get("expansion_factor"), "expansion_factor", where)
-    if int(d_in * times) != d_sae:
+    if not d_sae <= d_in * times < d_sae + 1:
         raise FormatError(f"{where}: expansion_factor is {times}, but the tensors have {d_sae}")
     by_norm = yes_or_no(data, "sparsity_include_decoder_norm", where)
     spec: dict[str, Any] = activations[name] | {
@@ -194,15 +208,21 @@ def _input_norm(
         return {"input_norm": {"kind": "constant_norm"}} if kind == "token-wise" else {}
     d_in = tensors["W_enc_rows"].shape[1]
     if f"{NORM}{hooks[0]}" not in norms and stated is not None and not transcodes:
-        return {"input_norm": {"kind": "scale", "factor": positive(stated, "norm", where)}}
+        return {
+            "input_norm": {
+                "kind": "scale",
+                "factor": positive(stated, "the registry's norm_scaling_factor", where),
+            }
+        }
     into, out = (factor_of(norms.get(NORM + hook), d_in, NORM + hook, where) for hook in hooks)
-    half = norms[NORM + hooks[0]].dtype in (torch.float16, torch.bfloat16)
-    expect_factor(into, entry, where, 2**-7 if half else 1e-3)
+    half = getattr(norms[NORM + hooks[0]], "dtype", None) in (torch.float16, torch.bfloat16)
+    expect_factor(into, entry, where, 2**-7 if half else AGREE)
     if into != out:
         if subtracts:
             raise FormatError(
                 f"{where}: apply_decoder_bias_to_pre_encoder of a transcoder with two norms"
             )
         ratio = float(norms[NORM + hooks[1]]) / float(norms[NORM + hooks[0]])
+        positive(ratio, f"the ratio of {NORM}*", where)
         tensors["W_enc_rows"] = scaled(tensors["W_enc_rows"], ratio)
     return {"input_norm": {"kind": "scale", "factor": out}}

@@ -27,11 +27,13 @@ from saezoo.formats._tensors import (
     read_safetensors,
     refuse_rest,
     take,
+    tell_unknown,
     whole_number,
     yes_or_no,
 )
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+KNOWN = ("n_inputs", "n_latents", "k", "standardize")
 
 
 def read(path: Path, entry: Entry | None) -> Weights:
@@ -40,6 +42,7 @@ def read(path: Path, entry: Entry | None) -> Weights:
     """
     where, file = path / CONFIG, path / WEIGHTS
     data, raw = read_json(where), read_safetensors(file)
+    tell_unknown(data, KNOWN, where)
     if any(name.startswith("autoencoder.") for name in raw):
         raise FormatError(
             f"{file}: a whole transformer with its SAE (MLSAETransformer); take the repo of the "

@@ -26,11 +26,13 @@ from saezoo.formats._tensors import (
     read_state_dict,
     refuse_rest,
     take,
+    tell_unknown,
     whole_number,
 )
 from saezoo.formats.gemma_scope import names_of, prefer
 
 FILE = re.compile(r"layer(\d{1,6})\.sae\.pt")
+KNOWN = ("k", "d_model", "d_sae")
 REPO = re.compile(r"SAE-Res-(?P<model>Qwen[\w.-]+)-W\d+K-L0_(?P<k>\d{1,6})\b")
 
 
@@ -40,6 +42,7 @@ def read(path: Path, entry: Entry | None) -> Weights:
     """
     config = path.with_name("config.json")
     data = read_json(config) if config.is_file() else {}
+    tell_unknown(data, KNOWN, config)
     raw = read_state_dict(path)
     tensors: dict[str, Tensor] = {
         "W_enc_rows": take(raw, "W_enc", path, dims=2),
