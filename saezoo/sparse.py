@@ -80,16 +80,16 @@ def top_of_all(parts: Iterable[Tensor], count: int) -> tuple[Tensor, Tensor]:
     """The `count` largest positive numbers of (tokens, n) that comes in parts of some tokens each.
     Returns (values, places), the places counted through the whole row by row, ascending.
 
-    Among equal numbers the first places win, so how the tokens are parted changes nothing. Memory:
-    a part, and what is kept of all.
+    Among equal numbers the first places win, so how the tokens are parted changes nothing. NaN
+    counts as largest, as in torch.topk. Memory: a part, and what is kept of all.
     """
     values, places = torch.empty(0), torch.empty(0, dtype=torch.int64)
     start, floor = 0, 0.0
     for part in parts:
         flat, keys = part.reshape(-1), part.detach().reshape(-1)
-        above = keys > floor
+        above = ~(keys <= floor)
         if int(above.count_nonzero()) > count > 0:
-            above &= keys >= keys.topk(count, sorted=False).values.min()
+            above &= ~(keys < keys.topk(count, sorted=False).values.min())
         found = above.nonzero().squeeze(-1)
         values = torch.cat([values.to(flat), flat[found]])
         places = torch.cat([places.to(found), found + start])

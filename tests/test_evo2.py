@@ -71,6 +71,18 @@ def test_of_equal_numbers_the_first_places_win(sizes):
     assert places.tolist() == whole.flatten().nonzero().flatten().tolist()
 
 
+@pytest.mark.parametrize("rows", [1, 4, 10])
+def test_nan_counts_as_largest_as_it_does_for_the_authors(rows, loaded, monkeypatch):
+    tensors = ORIGIN.tensors(torch.Generator().manual_seed(0))
+    x = activations(10)
+    x[6] = torch.nan
+    monkeypatch.setattr(sae_module, "CHUNK", rows * N)
+    expected = evo2.encode(tensors, x)
+    assert expected[6].isnan().all()
+    assert 0 < int((expected > 0).sum()) == 10 * K - N
+    assert torch.allclose(loaded.encode(x), expected, equal_nan=True)
+
+
 def test_packing_places_is_packing_the_dense_tensor():
     dense = torch.randn(2, 3, 10) * (torch.rand(2, 3, 10) > 0.7)
     assert torch.equal(pack_active(dense).to_dense(), dense)

@@ -208,12 +208,7 @@ def _input_norm(
         return {"input_norm": {"kind": "constant_norm"}} if kind == "token-wise" else {}
     d_in = tensors["W_enc_rows"].shape[1]
     if f"{NORM}{hooks[0]}" not in norms and stated is not None and not transcodes:
-        return {
-            "input_norm": {
-                "kind": "scale",
-                "factor": positive(stated, "the registry's norm_scaling_factor", where),
-            }
-        }
+        return {"input_norm": {"kind": "scale", "factor": stated}}
     into, out = (factor_of(norms.get(NORM + hook), d_in, NORM + hook, where) for hook in hooks)
     half = getattr(norms[NORM + hooks[0]], "dtype", None) in (torch.float16, torch.bfloat16)
     expect_factor(into, entry, where, 2**-7 if half else AGREE)
