@@ -99,19 +99,11 @@ def read(path: Path, entry: Entry | None) -> Weights:
     }
     spec |= _activation(data, tensors, where)
     expect_facts(entry, {key: spec.get(key) for key in ("d_in", "d_sae", "k")}, where)
-    norm = data["norm_activation"]
-    if norm not in NORMS:
-        why = " depends on the batch" if norm == "batch-wise" else " is not known"
-        raise FormatError(f"{where}: norm_activation {norm!r}{why}; there are {', '.join(NORMS)}")
-    if norm == "token-wise":
-        if hooks[0] != hooks[1]:
-            raise FormatError(
-                f"{where}: norm_activation 'token-wise' of a transcoder: the norm of its output "
-                "is not known"
-            )
-        spec["input_norm"] = {"kind": "constant_norm"}
-    if norm == "dataset-wise":
-        tensors |= _unscaled(data, tensors, entry, where, by_norm=by_norm)
+    match _norm(data, hooks, where):
+        case "token-wise":
+            spec["input_norm"] = {"kind": "constant_norm"}
+        case "dataset-wise":
+            tensors |= _unscaled(data, tensors, entry, where, by_norm=by_norm)
     spec["site"], spec["out_site"] = sites_of(hooks, _model(path), entry)
     return Weights(SAEConfig.from_json(spec, where=str(where)), tensors)
 
@@ -122,6 +114,19 @@ def weights_of(path: Path) -> Path:
     found = next((path / name for name in names if (path / name).is_file()), path / names[-2])
     need_file(found)
     return found
+
+
+def _norm(data: dict[str, Any], hooks: tuple[str, str], where: Path) -> str:
+    """norm_activation, where it has an exact form."""
+    norm = data["norm_activation"]
+    if norm not in NORMS:
+        why = " depends on the batch" if norm == "batch-wise" else " is not known"
+        raise FormatError(f"{where}: norm_activation {norm!r}{why}; there are {', '.join(NORMS)}")
+    if norm == "token-wise" and hooks[0] != hooks[1]:
+        raise FormatError(
+            f"{where}: norm_activation {norm!r} of a transcoder: the norm of its output is not known"
+        )
+    return str(norm)
 
 
 def _activation(data: dict[str, Any], tensors: dict[str, Tensor], where: Path) -> dict[str, Any]:
