@@ -124,7 +124,8 @@ def _norm(data: dict[str, Any], hooks: tuple[str, str], where: Path) -> str:
         raise FormatError(f"{where}: norm_activation {norm!r}{why}; there are {', '.join(NORMS)}")
     if norm == "token-wise" and hooks[0] != hooks[1]:
         raise FormatError(
-            f"{where}: norm_activation {norm!r} of a transcoder: the norm of its output is not known"
+            f"{where}: norm_activation {norm!r} of a transcoder: the norm of its output is not "
+            "known"
         )
     return str(norm)
 
