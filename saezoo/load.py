@@ -57,7 +57,9 @@ def load_sae(
     weights = read_weights(fetched, entry)
     if verify:
         refuse_not_finite(weights.tensors, entry.name)
-    return build_sae(weights.cfg, weights.tensors, device=device, dtype=dtype, where=entry.name)
+    sae = build_sae(weights.cfg, weights.tensors, device=device, dtype=dtype, where=entry.name)
+    sae.folder = fetched.path if fetched.path.is_dir() else fetched.path.parent
+    return sae
 
 
 def load_saes(

@@ -1,8 +1,4 @@
-"""Capture and metrics on tiny random models made without a download: the right tensor, the right
-tokens, the formulas.
-"""
-
-import math
+"""Capture on tiny random models made without a download: the right tensor, the right tokens."""
 
 import pytest
 import torch
@@ -17,19 +13,25 @@ from transformers import (
 
 from saezoo.capture import (
     Dropped,
+    activations,
     capture,
     capture_pieces,
     contexts,
     find_module,
     hook_site,
     keep_tokens,
-    padded,
 )
-from saezoo.config import SAEConfig, Site, TokenRule
+<<<<<<< HEAD
+from saezoo.config import Site, TokenRule
 from saezoo.errors import CaptureError
+from saezoo.numerics import close
+=======
+from saezoo.config import SAEConfig, Site, TokenRule
+from saezoo.errors import CaptureError, DataError
 from saezoo.metrics import ReconstructionSums, evaluate, next_token_loss
 from saezoo.numerics import TOLERANCE, close
 from saezoo.sae import SAE, build_sae
+>>>>>>> models-attach
 
 D = 12
 
@@ -180,6 +182,8 @@ def test_streamed_activations_are_those_of_each_context_alone(host):
     assert torch.cat([batch.token_ids for batch in got]).tolist() == [6, 7, 8, 10, 12, 13]
     assert torch.cat([batch.positions for batch in got]).tolist() == [1, 2, 3, 1, 1, 2]
     assert torch.cat([batch.documents for batch in got]).tolist() == [0, 0, 0, 1, 2, 2]
+<<<<<<< HEAD
+=======
 
 
 def topk_sae(seed=0, module="model.layers.1"):
@@ -291,3 +295,50 @@ def test_an_sae_without_a_site_or_a_text_without_tokens_is_refused(host):
     homeless = build_sae(sae.cfg.model_copy(update={"site": None}), dict(sae.named_parameters()))
     with pytest.raises(CaptureError, match="site"):
         evaluate(model, homeless, [[5, 6]], special_ids=[0])
+
+
+def test_activations_stream_the_tokens_that_count_and_say_how_many_do_not(host):
+    model, path = host
+    site, texts = Site(module=path.format(1)), ["5 6 7 8 9", "10", "11 0 13"]
+    rule = TokenRule(skip_first=1, skip_special=True, context=4)
+    stream = activations(model, Tokenizer(), texts, site, rule=rule, batch_size=2)
+    batches = list(stream)
+    ids = torch.cat([batch.token_ids for batch in batches])
+    assert ids.tolist() == [6, 7, 8, 13]
+    assert torch.cat([batch.documents for batch in batches]).tolist() == [0, 0, 0, 2]
+    assert torch.cat([batch.positions for batch in batches]).tolist() == [1, 2, 3, 2]
+    expected = capture(model, site, torch.tensor([[5, 6, 7, 8]]))[0, 1:]
+    assert close(torch.cat([batch.x for batch in batches])[:3], expected)
+    assert str(stream.dropped) == (
+        "4 of 9 tokens kept; left out: 4 at the start of a context, 1 special"
+    )
+
+
+def test_an_sae_brings_its_site_its_rule_and_its_width(host):
+    model, path = host
+    sae = topk_sae(module=path.format(1))
+    got = torch.cat([b.x for b in activations(model, Tokenizer(), "5 6 7 8", sae)])
+    assert close(got, capture(model, sae.cfg.site, torch.tensor([[5, 6, 7, 8]]))[0, 1:])
+    wide = SAE(sae.cfg.model_copy(update={"d_in": D + 1}))
+    with pytest.raises(CaptureError, match="12 wide, but the SAE reads 13"):
+        list(activations(model, Tokenizer(), "5 6 7 8", wide))
+    with pytest.raises(CaptureError, match="which site"):
+        activations(model, Tokenizer(), "5", SAE(sae.cfg.model_copy(update={"site": None})))
+
+
+def test_no_text_no_token_that_counts_no_layer_and_nan_are_one_clear_line_each(host):
+    model, path = host
+    site = Site(module=path.format(1))
+    with pytest.raises(DataError, match="no text"):
+        list(activations(model, Tokenizer(), [], site))
+    with pytest.raises(CaptureError, match="no token counts under the rule: 0 of 2 tokens kept"):
+        list(activations(model, Tokenizer(), ["5", "6"], site))
+    with pytest.raises(CaptureError, match="no layer 9"):
+        activations(model, Tokenizer(), "5 6", Site(layer=9, point="resid_post"))
+    weight = next(p for name, p in model.named_parameters() if "mlp" in name and p.dim() == 2)
+    kept = weight.detach().clone()
+    weight.data[0] = float("nan")
+    with pytest.raises(CaptureError, match="NaN or infinity, in tokens that count"):
+        list(activations(model, Tokenizer(), "5 6 7", site))
+    weight.data.copy_(kept)
+>>>>>>> models-attach

@@ -3,7 +3,6 @@ stats.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 from saezoo.capture import capture_pieces, contexts
 from saezoo.check import write_golden
 from saezoo.config import Origin, SAEConfig, TokenRule
+from saezoo.evaluation import evaluate_pieces
 from saezoo.formats import native
-from saezoo.metrics import Metrics, ReconstructionSums, evaluate
+from saezoo.metrics import Metrics, ReconstructionSums
 from saezoo.sae import SAE, build_sae
 from saezoo.save import new_folder
 from saezoo_train.architectures import TopKTrainer
@@ -67,14 +67,15 @@ def measure(
     progress: Callable[[int], None],
 ) -> Metrics:
     """The metrics of `saezoo.metrics` on held-out contexts."""
-    return evaluate(
+    measured = evaluate_pieces(
         model,
-        sae,
+        {"": sae},
         pieces,
         special_ids=tokenizer.all_special_ids,
-        pad_id=tokenizer.pad_token_id or 0,
-        progress=progress,
+        pca=True,
+        progress=lambda done, total: progress(len(pieces) * done // total),
     )
+    return measured[""].metrics
 
 
 def feature_stats(
@@ -110,7 +111,7 @@ def write_result(
     sae, rule = build_sae(cfg, tensors), cfg.tokens or TokenRule()
     pieces = held_out_pieces(tokenizer, held_out_texts, rule)
     metrics = measure(sae, model, tokenizer, pieces, progress)
-    known = asdict(metrics) | {
+    known = metrics.to_json() | {
         "training_tokens": moments.tokens,
         "training_tokens_seen": recipe.train_tokens,
         "held_out_documents": len(pieces),
