@@ -2,8 +2,6 @@
 behind it.
 """
 
-from typing import Any
-
 from saezoo_train.architectures.base import Architecture, Setting, StepOutput
 from saezoo_train.architectures.topk import TopK
 
@@ -12,11 +10,3 @@ ARCHITECTURES: dict[str, type[Architecture]] = {
 }
 
 __all__ = ["ARCHITECTURES", "Architecture", "Setting", "StepOutput", "TopK"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "TopKTrainer":
-        from saezoo_train.architectures._old import TopKTrainer
-
-        return TopKTrainer
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
