@@ -16,7 +16,9 @@ from saezoo.cli.demo import demo
 from saezoo.cli.download import download
 from saezoo.cli.info import info
 from saezoo.cli.listing import list_
+from saezoo.cli.plot_run import plot_run
 from saezoo.cli.registry import registry
+from saezoo.cli.train import train
 from saezoo.cli.zoo import zoo
 from saezoo.errors import SaezooError
 
@@ -38,7 +40,10 @@ def cli(debug: bool) -> None:  # noqa: ARG001 read in `main`, wherever it stands
     """
 
 
-for command in (list_, info, download, convert, check, demo, zoo, cache, cite, registry):
+for command in (
+    *(list_, info, download, convert, check, demo, train, plot_run),
+    *(zoo, cache, cite, registry),
+):
     cli.add_command(command)
 
 
