@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 WORDS = 60
 D = 12
@@ -23,11 +24,18 @@ def write_host(folder: Path) -> Path:
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<bos>", pad_token="<pad>"
     )
+    folder.mkdir(parents=True, exist_ok=True)
     sizes = {"hidden_size": D, "intermediate_size": 16, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=len(vocabulary), max_position_embeddings=64, **sizes, **heads)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    save_file(
+        {key: value.clone() for key, value in model.state_dict().items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    config.save_pretrained(folder)
     wrapped.save_pretrained(folder)
     return folder
 
@@ -53,22 +61,21 @@ def write_texts(path: Path, documents: int, words: int = 40, seed: int = 0) -> P
     return path
 
 
-def recipe(host: Path, data: Path | str, **changes: object) -> dict:
-    """A recipe that takes a second; changes are dotted keys with _ for the dot's first level."""
-    made = {
+def recipe(host: Path, dataset: Path | str, **changes: object) -> dict:
+    """A recipe that takes a second; a change that is a dict is laid over what stands there."""
+    made: dict = {
         "name": "tiny",
         "site": {"model": str(host), "layer": 0},
         "tokens": {"context": 32},
-        "data": {"dataset": str(data), "batch_contexts": 4},
+        "data": {"dataset": str(dataset), "batch_contexts": 4},
         "sae": {"d_sae": 48, "k": 4, "dead_after_tokens": 2000},
         "buffer": {"tokens": 512, "dtype": "float32"},
         "optimiser": {"lr": 3e-3, "warmup_steps": 5},
         "batch": 64,
         "train_tokens": 64 * 60,
-        "run": {"log_every": 10},
+        "run": {"log_every": 10, "device": "cpu"},
     }
     for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(made.get(key), dict):
-            value = made[key] | value
-        made[key] = value
+        laid = isinstance(value, dict) and isinstance(made.get(key), dict)
+        made[key] = made[key] | value if laid else value
     return made

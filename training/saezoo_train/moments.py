@@ -46,7 +46,7 @@ class Moments:
         return numbers, {"mean_D": self.mean_D, "sample_SD": self.sample_SD}
 
     @classmethod
-    def of(cls, numbers: dict[str, Any], tensors: dict[str, Tensor]) -> "Moments":
+    def of(cls, numbers: dict[str, Any], tensors: dict[str, Any]) -> "Moments":
         """Put together what `parts` gave."""
         return cls(**numbers, **tensors)
 
