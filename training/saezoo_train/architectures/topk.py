@@ -110,7 +110,8 @@ class TopK(AuxKDictionary):
         # each k adds the latents between it and the one before: the bags of its group
         edges = [0, *ks]
         outs: list[Tensor] = []
-        out_BD, fired = self.b_dec, idx_BK.new_empty(0)
+        out_BD: Tensor = self.b_dec
+        fired = idx_BK.new_empty(0)
         for start, end in zip(edges, edges[1:], strict=False):
             active = Active.from_chosen(idx_BK[:, start:end], len(self.W_enc))
             pre_N = encode_at(
