@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import PositiveInt
+from pydantic import ConfigDict, PositiveInt
 from torch import Tensor, nn
 
 from saezoo.config import SAEConfig, Spec
@@ -19,8 +19,11 @@ from saezoo_train.ops import normalise_rows, remove_parallel_gradient
 class DictionaryOptions(Spec):
     """Options that every architecture here has."""
 
+    # what is written under a field is its description
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     d_sae: PositiveInt = 8192
-    """Latents."""
+    """Latents: the width of the dictionary."""
     decoder_init: Literal["random", "data"] = "random"
     """Directions of the decoder's rows: random (Gao et al. 2024, arXiv 2406.04093, appendix A.1),
     or those of activations of the sample about their mean (as Bricken et al. 2023, "Towards
