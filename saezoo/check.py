@@ -135,7 +135,7 @@ def _files(fetched: Fetched) -> list[Path]:
     form = FORMATS[fetched.format]
     return [
         fetched.path / name
-        for name in (*form.files, *form.optional)
+        for name in (*form.files, *form.one_of, *form.optional)
         if (fetched.path / name).is_file()
     ]
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from saezoo.errors import ConfigError
 
-Architecture = Literal["relu", "topk", "jumprelu", "gated", "groupmax"]
+Architecture = Literal["relu", "topk", "jumprelu", "gated", "groupmax", "tensor_topk"]
 Point = Literal[
     "embed",
     "resid_pre",
@@ -124,6 +124,9 @@ class SAEConfig(Spec):
     """
 
     architecture: Architecture
+    """tensor_topk: the k * tokens largest of all pre-activations of a call are kept: what is on for
+    one token depends on those that are encoded with it, and k is a mean over them.
+    """
     d_in: PositiveInt
     d_sae: PositiveInt
     d_out: PositiveInt | None = None
@@ -171,7 +174,7 @@ class SAEConfig(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> "SAEConfig":
-        chooses_k = self.architecture in ("topk", "groupmax")
+        chooses_k = self.architecture in ("topk", "groupmax", "tensor_topk")
         if chooses_k and self.k is None:
             raise ValueError(f"architecture {self.architecture} needs k")
         if not chooses_k and self.k is not None:

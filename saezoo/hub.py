@@ -5,6 +5,7 @@ are needed.
 import difflib
 import os
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -21,7 +22,17 @@ from saezoo.errors import (
     UnsafeFile,
 )
 from saezoo.files import cache_root
-from saezoo.formats import FORMATS, detect, is_read, match_file, match_names, unread_format
+from saezoo.formats import (
+    FORMATS,
+    detect,
+    holds_tensors,
+    is_read,
+    match_file,
+    match_names,
+    unread_format,
+    what_files,
+    what_folders,
+)
 from saezoo.transfer import Access, offline_wanted, refuse_unsafe_path, remove_linked
 
 WITH_EXTRAS = frozenset({"native"})
@@ -184,7 +195,8 @@ def _find_local(entry: Entry, key: str | None) -> Fetched:
     if key is None:
         key = detect(path)
     elif path.is_dir():
-        required, _ = needed_files(key, False, str(path))
+        there = [name for name in FORMATS[key].one_of if (path / name).is_file()]
+        required, _ = needed_files(key, False, str(path), there=there)
         lacking = [name for name in required if not (path / name).is_file()]
         if lacking:
             raise MissingFile(f"{path}: the format {key} needs {', '.join(lacking)}")
@@ -196,14 +208,14 @@ def _fetch_hub(entry: Entry, key: str | None, access: Access, extras: bool) -> F
 
     listing = list_repo(entry.source.removeprefix("hf://").strip("/"), entry.revision, access)
     folder, name = entry.path.strip("/"), ""
+    candidates: list[str] = []
     where = f"{listing.repo} at {listing.commit[:8]}…: {folder or 'its root'}"
     if folder in listing.files:
         if key and not FORMATS[key].suffixes:
             raise FormatError(f"{where}: an SAE of the format {key} is a folder; name that")
-        found = [key] if key else match_file(folder)
-        if not found:
+        candidates = [key] if key else match_file(folder)
+        if not candidates:
             raise _no_format(where, [folder])
-        key = found[0]
         folder, _, name = folder.rpartition("/")
     start = f"{folder}/" if folder else ""
     below = {file[len(start) :]: file for file in listing.files if file.startswith(start)}
@@ -211,7 +223,7 @@ def _fetch_hub(entry: Entry, key: str | None, access: Access, extras: bool) -> F
         raise MissingFile(f"{where}: no such file or folder.{_closest(folder, listing.files)}")
 
     def take(form: str) -> tuple[Path, list[Path], list[Path]]:
-        required, optional = needed_files(form, extras, where, name)
+        required, optional = needed_files(form, extras, where, name, there=below)
         if lacking := [item for item in required if item not in below]:
             raise MissingFile(f"{where}: the format {form} needs {', '.join(lacking)}")
         names = [*required, *(item for item in optional if item in below)]
@@ -219,7 +231,7 @@ def _fetch_hub(entry: Entry, key: str | None, access: Access, extras: bool) -> F
         paths = get_files(listing, wanted, access, entry.size)
         return _root(paths[0], required[0], bool(name)), paths[: len(required)], paths
 
-    candidates = [key] if key else match_names(set(below))
+    candidates = candidates or ([key] if key else match_names(set(below)))
     for taken in candidates:
         local, needed, paths = take(taken)
         # names alone may fit two formats: the files themselves decide
@@ -238,10 +250,13 @@ def _fetch_https(entry: Entry, key: str | None, access: Access, extras: bool) ->
     name = unquote(urlsplit(url).path.rpartition("/")[2])
     if key is None:
         found = match_file(name)
-        key = found[0] if found else _probe(url, access)
+        sha256 = stated_hash(entry, name, (name,))
+        key = _tell_apart(found, url, access, sha256) if found else _probe(url, access)
     name = name if is_one_file(name, key) else ""
     base = folder_of(url) if name else url
-    required, optional = needed_files(key, extras, shown(url), name)
+    required, optional = needed_files(
+        key, extras, shown(url), name, there=_first_there(key, base, access)
+    )
     needed = [
         fetch_url(join_url(base, item), access, sha256=stated_hash(entry, item, required))
         for item in required
@@ -259,9 +274,10 @@ def _probe(url: str, access: Access) -> str:
     from saezoo.https import fetch_url, join_url, shown
 
     refused: FetchError | None = None
-    for form in FORMATS.values():
+    for key, form in FORMATS.items():
         try:
             paths = [fetch_url(join_url(url, item), access) for item in form.files]
+            _first_there(key, url, access)
         except MissingFile:
             continue
         except NoAccess as error:
@@ -277,23 +293,51 @@ def _probe(url: str, access: Access) -> str:
     raise refused or _no_format(shown(url), [])
 
 
+def _tell_apart(keys: list[str], url: str, access: Access, sha256: str | None) -> str:
+    """Which of the formats of which an SAE is one file with this name, decided by what is in it."""
+    from saezoo.https import fetch_optional, fetch_url, folder_of, join_url, shown
+
+    if len(keys) == 1:
+        return keys[0]
+    local = fetch_url(url, access, sha256=sha256)
+    for key in keys:
+        if FORMATS[key].marker and holds_tensors(local, key):
+            for item in FORMATS[key].optional_of(local.name):
+                fetch_optional(join_url(folder_of(url), item), access)
+    if (found := _detected(local)) in keys:
+        return str(found)
+    raise _no_format(shown(url), [local.name])
+
+
+def _first_there(key: str, base: str, access: Access) -> list[str]:
+    """Of the files of which a format's folder has one, the one that is below a URL."""
+    from saezoo.https import fetch_optional, join_url
+
+    found = (item for item in FORMATS[key].one_of if fetch_optional(join_url(base, item), access))
+    return [first] if (first := next(found, None)) else []
+
+
 def _root(path: Path, name: str, one_file: bool) -> Path:
     """What a reader opens: the file itself, or the folder below which it is called `name`."""
     return path if one_file else path.parents[name.count("/")]
 
 
 def needed_files(
-    key: str, extras: bool, where: str, one_file: str = ""
+    key: str, extras: bool, where: str, one_file: str = "", *, there: Collection[str] = ()
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The file names that a format requires, and those to take where they exist."""
+    """The file names that a format requires, and those to take where they exist.
+
+    there: file names that a folder is known to have.
+    """
     form = FORMATS[key]
-    optional = form.optional if extras or key not in WITH_EXTRAS else ()
+    optional = form.optional_of(one_file) if extras or key not in WITH_EXTRAS else ()
     if one_file:
         return (one_file,), optional
     if not form.files:
         endings = ", ".join(f"*{suffix}" for suffix in form.suffixes)
         raise FormatError(f"{where}: an SAE of the format {key} is one file ({endings}); name it")
-    return form.files, optional
+    chosen = [item for item in form.one_of if item in there] or [*form.one_of]
+    return (*form.files, *chosen[:1]), optional
 
 
 def is_one_file(name: str, key: str) -> bool:
@@ -331,10 +375,8 @@ def _detected(local: Path) -> str | None:
 
 def _no_format(where: str, names: list[str]) -> FormatError:
     among = f" among {', '.join(names[:6])}{' …' if len(names) > 6 else ''}" if names else ""
-    looked = [f"{' + '.join(form.files)} ({key})" for key, form in FORMATS.items() if form.files]
-    looked += [f"*{end} ({key})" for key, form in FORMATS.items() for end in form.suffixes]
     return FormatError(
-        f"{where}: no known format{among}. Looked for {', '.join(looked)}. "
+        f"{where}: no known format{among}. Looked for {what_folders()}, {what_files()}. "
         "Give format=… (--from) if you know it"
     )
 

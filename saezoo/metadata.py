@@ -4,7 +4,7 @@ revision, one HEAD for each file of another host.
 
 import base64
 import binascii
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
@@ -116,7 +116,7 @@ class Hosts:
         forms = forms or match_names(set(below))
         if not forms:
             raise FormatError(f"{where}: no known format")
-        required, optional = _wanted(forms[0], where, one_file)
+        required, optional = _wanted(forms[0], where, one_file, below)
         if lacking := [item for item in required if item not in below]:
             raise MissingFile(f"{where}: there is no {', '.join(lacking)}")
         names = [*required, *(item for item in optional if item in below)]
@@ -144,10 +144,10 @@ class Hosts:
         # a folder that cannot be listed is of the first format whose files are all there
         forms = forms or [key for key, form in FORMATS.items() if form.files]
         missing: MissingFile | None = None
-        for key in forms:
+        for key, there in ((form, there) for form in forms for there in _choices(form)):
             one_file = name if not is_read(key) or is_one_file(name, key) else ""
             base = folder_of(url) if one_file else url
-            required, optional = _wanted(key, shown(url), one_file)
+            required, optional = _wanted(key, shown(url), one_file, there)
             try:
                 files = {item: self._head(join_url(base, item)) for item in required}
             except MissingFile as error:
@@ -179,10 +179,18 @@ class Hosts:
         raise Offline(f"{host} cannot be reached")
 
 
-def _wanted(key: str, where: str, one_file: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _choices(key: str) -> list[list[str]]:
+    """What a folder may have, of the files of which it has one."""
+    one_of = FORMATS[key].one_of if is_read(key) else ()
+    return [[name] for name in one_of] or [[]]
+
+
+def _wanted(
+    key: str, where: str, one_file: str, there: Collection[str] = ()
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The files that a fetch needs, and those that it takes where they are."""
     if is_read(key):
-        return needed_files(key, False, where, one_file)
+        return needed_files(key, False, where, one_file, there=there)
     return ((one_file,) if one_file else ()), ()
 
 

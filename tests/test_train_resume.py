@@ -205,7 +205,7 @@ def test_a_loss_that_is_not_finite_stops_with_a_diagnosis_and_the_last_good_chec
 
 
 def test_an_exploding_loss_stops(host, data, tmp_path):
-    class Explodes(architectures.TopK):
+    class Explodes(architectures.ARCHITECTURES["topk"]):
         def training_step(self, x_BD, step):
             if step == 30:
                 self.W_dec.data.mul_(1e4)

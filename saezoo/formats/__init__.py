@@ -42,13 +42,24 @@ class Format:
     title: str
     files: tuple[str, ...] = ()
     """File names that a folder of this format must have."""
+    one_of: tuple[str, ...] = ()
+    """A folder must have one of these too; the first that it has is the one that is read."""
     optional: tuple[str, ...] = ()
-    """File names that are fetched too where they exist."""
+    """File names that are fetched too where they exist; {stem} is the name of the one file without
+    its ending.
+    """
     suffixes: tuple[str, ...] = ()
     """Where one SAE is one file: how its name may end."""
     marker: tuple[str, str] | None = None
-    """(file, JSON key): tells apart formats whose file names are alike."""
+    """(file, JSON key): tells apart formats whose file names are alike; {stem} as in `optional`."""
+    holds: tuple[str, ...] = ()
+    """Tensors that the weights must have: tells apart formats whose file names are alike."""
     writable: bool = False
+
+    def optional_of(self, one_file: str) -> tuple[str, ...]:
+        """The optional files of a folder (""), or those beside one file."""
+        stem = one_file.rpartition(".")[0]
+        return tuple(name.replace("{stem}", stem) for name in self.optional)
 
 
 FORMATS: dict[str, Format] = {
@@ -77,30 +88,86 @@ FORMATS: dict[str, Format] = {
         optional=("config.json",),
         suffixes=("params.safetensors",),
     ),
+    "llama_scope": Format(
+        "OpenMOSS Llama Scope (Llama 3.1 8B)",
+        files=("hyperparams.json",),
+        one_of=(
+            "sae_weights.safetensors",
+            "sae_weights.pt",
+            "checkpoints/pruned.safetensors",
+            "checkpoints/pruned.pt",
+            "checkpoints/final.safetensors",
+            "checkpoints/final.pt",
+        ),
+        optional=("lm_config.json",),
+    ),
+    "llama_scope_r1": Format(
+        "OpenMOSS Llama Scope R1 Distill",
+        files=("config.json",),
+        one_of=("sae_weights.safetensors", "sae_weights.pt"),
+        holds=("encoder.weight",),
+    ),
+    "llamascopium": Format(
+        "OpenMOSS Llamascopium (Llama Scope 2)",
+        files=("config.json",),
+        one_of=("sae_weights.safetensors", "sae_weights.pt", "sae_weights.dcp/.metadata"),
+    ),
+    "goodfire": Format(
+        "Goodfire",
+        suffixes=(".pt", ".pth"),
+        holds=("encoder_linear.weight", "decoder_linear.weight"),
+    ),
+    "deepseek_r1": Format(
+        "qresearch",
+        suffixes=(".pt", ".pth"),
+        holds=("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"),
+    ),
+    "evo2": Format(
+        "Goodfire's tied BatchTopK SAE (Evo 2)",
+        suffixes=(".pt", ".pth"),
+        holds=("W", "b_enc", "b_dec"),
+    ),
+    "qwen_scope": Format(
+        "Qwen-Scope", suffixes=(".sae.pt",), optional=("config.json",), holds=("W_enc", "W_dec")
+    ),
+    "kissane_attn": Format(
+        "Connor Kissane's attention SAEs",
+        suffixes=(".pt",),
+        optional=("{stem}_cfg.json",),
+        marker=("{stem}_cfg.json", "act_size"),
+        holds=("W_enc", "b_enc", "W_dec", "b_dec"),
+    ),
+    "mlsae": Format(
+        "Tim Lawson's multi-layer SAE",
+        files=("config.json", "model.safetensors"),
+        marker=("config.json", "n_latents"),
+    ),
+    "interplm": Format("InterPLM", suffixes=("ae_normalized.pt", "ae_unnormalized.pt")),
+    "esmc": Format(
+        "Biohub ESM-C",
+        suffixes=(".safetensors",),
+        optional=("config.json",),
+        holds=("W_enc", "W_dec", "b_dec", "idf", "max"),
+    ),
 }
 
 
 KNOWN_OF = (
-    "llama_scope",
-    "llama_scope_r1",
-    "llamascopium",
     "circuit_tracer",
     "clt",
-    "goodfire",
-    "deepseek_r1",
-    "qwen_scope",
-    "kissane_attn",
     "temporal",
-    "evo2",
     "e2e",
     "dunefsky",
-    "mlsae",
     "crosscoder",
     "prisma",
-    "interplm",
-    "esmc",
 )
 """Formats that the registry may name though nothing here reads them yet; one in FORMATS is read."""
+
+REFUSED = {
+    "temporal": "its codes come out of attention over the whole context, so they are not those of "
+    "one token, which is all that an SAE here is given",
+}
+"""Formats of which the arithmetic has no exact form here, and why."""
 
 
 def is_read(name: str | None) -> bool:
@@ -110,6 +177,8 @@ def is_read(name: str | None) -> bool:
 
 def unread_format(name: str, where: str) -> FormatError:
     """What to say of a format that is not in FORMATS. where: whose format it is."""
+    if name in REFUSED:
+        return FormatError(f"{where}: its format {name} cannot be read: {REFUSED[name]}")
     if name in KNOWN_OF:
         return FormatError(f"{where}: its format {name} is known but not read yet")
     return FormatError(f"no format {name!r}. There are: {', '.join(FORMATS)}")
@@ -128,18 +197,30 @@ def match_names(names: list[str] | set[str]) -> list[str]:
     """Formats whose required files are all among these file names of a folder, the most specific
     first.
     """
-    found = [key for key, form in FORMATS.items() if form.files and set(form.files) <= set(names)]
-    return sorted(found, key=lambda key: (-len(FORMATS[key].files), list(FORMATS).index(key)))
+    names = set(names)
+    found = [
+        key
+        for key, form in FORMATS.items()
+        if form.files and names >= set(form.files) and (not form.one_of or names & {*form.one_of})
+    ]
+    return sorted(found, key=_most_specific)
+
+
+def _most_specific(key: str) -> tuple[int, int, int]:
+    form = FORMATS[key]
+    return -len(form.files) - bool(form.one_of), -len(form.holds), list(FORMATS).index(key)
 
 
 def match_file(name: str) -> list[str]:
-    """Formats of which one SAE is one file that ends like this, the longest suffix first."""
+    """Formats of which one SAE is one file that ends like this, the longest suffix first, and among
+    equal ones those that say most of what is in it.
+    """
     scored = [
         (max(len(suffix) for suffix in form.suffixes if name.endswith(suffix)), key)
         for key, form in FORMATS.items()
         if any(name.endswith(suffix) for suffix in form.suffixes)
     ]
-    return [key for _, key in sorted(scored, key=lambda item: -item[0])]
+    return [key for _, key in sorted(scored, key=lambda item: (-item[0], _most_specific(item[1])))]
 
 
 def detect(path: Path) -> str:
@@ -156,38 +237,88 @@ def detect(path: Path) -> str:
 def _detect(path: Path) -> str:
     path.stat()  # raises where there is nothing
     if path.is_file():
-        found = match_file(path.name)
-        expected = ", ".join(
-            f"*{suffix} ({key})" for key, form in FORMATS.items() for suffix in form.suffixes
-        )
+        candidates, expected = match_file(path.name), what_files()
     else:
-        found = [key for key in match_names(_names_in(path)) if _marked(path, key)]
-        expected = ", ".join(
-            f"{' + '.join(form.files)} ({key})" for key, form in FORMATS.items() if form.files
-        )
+        candidates, expected = match_names(_names_in(path)), what_folders()
+    marked = {key: holds_tensors(path, key) for key in candidates if _marked(path, key)}
+    # a broken file is for a reader to complain about
+    found = [key for key in marked if marked[key]] or [key for key in marked if marked[key] is None]
     if not found:
         raise FormatError(
-            f"{path}: no known format. Looked for {expected}. Give format=… (--from) if you know it"
+            f"{path}: no known format. Looked for {expected}.{_files_in(path)} "
+            "Give format=… (--from) if you know it"
         )
     return found[0]
 
 
+def _files_in(path: Path) -> str:
+    """A hint at the files of a folder of which each may be an SAE."""
+    names = sorted(_names_in(path)) if path.is_dir() else []
+    single = [name for name in names if match_file(name)]
+    if not single:
+        return ""
+    more = " …" if len(single) > 3 else ""
+    return f" It holds {', '.join(single[:3])}{more}: name a file, not the folder."
+
+
+def what_files() -> str:
+    """The formats of which an SAE is one file, in words."""
+    return ", ".join(
+        f"*{suffix} ({key})" for key, form in FORMATS.items() for suffix in form.suffixes
+    )
+
+
+def what_folders() -> str:
+    """The formats of which an SAE is a folder, in words."""
+    return ", ".join(
+        f"{' + '.join([*form.files, *form.one_of[:1]])} ({key})"
+        for key, form in FORMATS.items()
+        if form.files
+    )
+
+
 def _names_in(folder: Path) -> set[str]:
-    """The file names of a folder, all of one moment, even while another process replaces it."""
+    """The file names of a folder, and below it those that formats ask for, all of one moment, even
+    while another process replaces it.
+    """
+    needed = {name for form in FORMATS.values() for name in (*form.files, *form.one_of)}
+    deep = {name for name in needed if "/" in name}
     while True:
         before = folder.stat().st_ino
         names = {item.name for item in folder.iterdir()}
+        names |= {name for name in deep if (folder / name).is_file()}
         if folder.stat().st_ino == before:
             return names
 
 
-def _marked(folder: Path, key: str) -> bool:
+def _marked(path: Path, key: str) -> bool:
+    """Whether the config that tells this format from others is there and says so."""
     marker = FORMATS[key].marker
     if marker is None:
         return True
+    config = path / marker[0]
+    if path.is_file():
+        config = path.with_name(marker[0].replace("{stem}", path.stem))
+        if not config.is_file():
+            return False
     try:
-        data = json.loads((folder / marker[0]).read_bytes())
+        data = json.loads(config.read_bytes())
     except (ValueError, RecursionError):
         # a broken config is for the reader to complain about, by name and place
         return True
     return isinstance(data, dict) and marker[1] in data
+
+
+def holds_tensors(path: Path, key: str) -> bool | None:
+    """Whether the weights have the tensors that tell this format from others; None where they
+    cannot be read.
+    """
+    form = FORMATS[key]
+    if not form.holds:
+        return True
+    if path.is_dir():
+        path = next(path / name for name in (*form.one_of, *form.files) if (path / name).is_file())
+    from saezoo.formats._tensors import tensor_names
+
+    names = tensor_names(path)
+    return None if names is None else names >= set(form.holds)

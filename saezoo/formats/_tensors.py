@@ -6,11 +6,13 @@ expects, is refused before memory is spent on it.
 """
 
 import json
+import logging
 import pickle
 import stat
+import sys
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from torch import Tensor
 
 from saezoo.entry import Entry
 from saezoo.errors import FormatError, MissingFile, NotFinite, UnsafeFile
+
+logger = logging.getLogger(__name__)
 
 MAX_BYTES = 64 * 2**30
 """The most that tensors may take where neither a config nor the registry says how large they
@@ -83,6 +87,45 @@ def read_pickle(path: Path, *, limit: int = MAX_BYTES) -> Any:
     return value
 
 
+def read_state_dict(path: Path, *, inside: str | None = None) -> dict[str, Any]:
+    """What a `.safetensors` or a torch checkpoint holds, by name. inside: the entry of a checkpoint
+    that holds it. Raises what `read_safetensors` and `read_pickle` do.
+    """
+    if path.suffix == ".safetensors":
+        return dict(read_safetensors(path))
+    value = read_pickle(path)
+    if inside is not None and isinstance(value, Mapping):
+        value = value.get(inside)
+    if not isinstance(value, Mapping):
+        what = f"{inside} that is " if inside is not None else ""
+        raise FormatError(f"{path}: holds {what}{type(value).__name__}, expected a state dict")
+    return dict(value)
+
+
+def tensor_names(path: Path) -> set[str] | None:
+    """The names in a checkpoint, also those one level down, as `plain_name` has them; None where it
+    cannot be read.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return set(file.keys())
+        raw = read_pickle(path)
+    except (FormatError, SafetensorError, OSError, ValueError, RuntimeError, TypeError):
+        return None
+    if not isinstance(raw, Mapping):
+        return set()
+    below = [value for value in raw.values() if isinstance(value, Mapping)]
+    return {plain_name(str(key)) for part in (raw, *below) for key in part}
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name without what torch.compile and parallel training put before it."""
+    for prefix in ("_orig_mod.", "module."):
+        name = name.replace(prefix, "")
+    return name
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of bounded size."""
     size = need_file(path)
@@ -133,12 +176,37 @@ def yes_or_no(data: Mapping[str, Any], key: str, where: Path) -> bool:
     return value
 
 
+def positive(value: object, what: str, where: Path) -> float:
+    """A finite number above 0, also one that is stored as a tensor. Raises FormatError for anything
+    else.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value <= sys.float_info.max:  # type: ignore[operator]
+        raise FormatError(f"{where}: {what} is {value!r}, expected a positive number")
+    return float(value)  # type: ignore[arg-type]
+
+
 def expect_facts(entry: Entry | None, found: Mapping[str, object], where: Path) -> None:
     """Raise FormatError when the registry states another d_in, d_sae or k than the files have."""
     for key, value in found.items():
         stated = getattr(entry, key, None) if entry is not None else None
         if stated is not None and value is not None and stated != value:
             raise FormatError(f"{where}: {key} is {value}, but the registry states {stated}")
+
+
+def expect_sizes(data: Mapping[str, Any], found: Mapping[str, int], where: Path) -> None:
+    """Raise FormatError when a config states another size than the tensors have."""
+    for key, value in found.items():
+        if data.get(key) is not None and whole_number(data, key, where) != value:
+            raise FormatError(f"{where}: {key} is {data[key]}, but the tensors have {value}")
+
+
+def tell_unknown(data: Mapping[str, Any], known: Collection[str], where: Path) -> None:
+    """Log the keys of a config that no arithmetic reads, so that a new one can be noticed."""
+    if unknown := sorted(data.keys() - set(known)):
+        logger.info("%s: keys that are not read: %s", where, unknown)
 
 
 def refuse_rest(raw: Mapping[str, object], where: Path, title: str) -> None:

@@ -49,10 +49,11 @@ def read_config(path: Path) -> SAEConfig:
 
 def write(cfg: SAEConfig, tensors: dict[str, Tensor], folder: Path) -> None:
     """Write config.json and sae.safetensors into an existing folder; tensors keep their dtypes."""
-    save_file(
-        {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-        folder / WEIGHTS,
-    )
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    if plain["W_dec"].is_set_to(plain["W_enc_rows"]):
+        # safetensors wants each tensor to have memory of its own
+        plain["W_dec"] = plain["W_dec"].clone()
+    save_file(plain, folder / WEIGHTS)
     write_config(cfg, folder)
 
 

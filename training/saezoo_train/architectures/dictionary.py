@@ -2,14 +2,15 @@
 how the input scale is folded away.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import PositiveInt
+from pydantic import ConfigDict, PositiveInt
 from torch import Tensor, nn
 
 from saezoo.config import SAEConfig, Spec
-from saezoo_train.architectures.base import Architecture, Setting
+from saezoo_train.architectures.base import Architecture, Setting, StepOutput
 from saezoo_train.ops import normalise_rows, remove_parallel_gradient
 
 # B batch, D d_in, M d_sae, S sample
@@ -18,8 +19,11 @@ from saezoo_train.ops import normalise_rows, remove_parallel_gradient
 class DictionaryOptions(Spec):
     """Options that every architecture here has."""
 
+    # what is written under a field is its description
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     d_sae: PositiveInt = 8192
-    """Latents."""
+    """Latents: the width of the dictionary."""
     decoder_init: Literal["random", "data"] = "random"
     """Directions of the decoder's rows: random (Gao et al. 2024, arXiv 2406.04093, appendix A.1),
     or those of activations of the sample about their mean (as Bricken et al. 2023, "Towards
@@ -41,10 +45,9 @@ class DictionaryOptions(Spec):
 
 
 class Dictionary(Architecture):
-    """W_enc, b_enc, W_dec and b_dec, in scaled units, and `silent`: tokens since each latent last
-    fired.
+    """W_enc, W_dec and b_dec, in scaled units, and `silent`: tokens since each latent last fired.
 
-    The subclass says in `training_step` what is done with them.
+    The subclass adds the biases and thresholds it needs, and says in `training_step` what is done.
     """
 
     Options: ClassVar[type[Spec]] = DictionaryOptions
@@ -60,13 +63,13 @@ class Dictionary(Architecture):
         rows_MD = initial_rows(options, setting, generator)
         self.W_dec = nn.Parameter(rows_MD)
         self.W_enc = nn.Parameter(rows_MD.clone())
-        self.b_enc = nn.Parameter(torch.zeros(options.d_sae))
         self.b_dec = nn.Parameter(initial_bias(options, setting))
         self.register_buffer("silent", torch.zeros(options.d_sae, dtype=torch.int64))
 
     def match_norm(self) -> None:
-        """Scale the encoder so that the sample's reconstructions are as long as the sample: with
-        b_enc = 0 and no threshold they are proportional to it. Called at the end of __init__.
+        """Where asked for, scale the encoder so that the sample's reconstructions are as long as
+        the sample, both about b_dec: without biases and thresholds they are proportional to it.
+        To be called at the end of __init__.
         """
         if self.options.encoder_init != "matched":
             return
@@ -76,7 +79,7 @@ class Dictionary(Architecture):
             self.W_enc.mul_((x_SD - self.b_dec).norm(dim=-1).mean() / ours.clamp_min(1e-12))
 
     def reconstruct(self, x_BD: Tensor) -> Tensor:
-        """The reconstruction (B, D) of scaled activations, by this step's rule."""
+        """The reconstruction (B, D) of scaled activations, as in training."""
         raise NotImplementedError
 
     def before_update(self) -> None:
@@ -104,23 +107,47 @@ class Dictionary(Architecture):
         """Squared error over the variance of the data about its mean. Scalar."""
         return (out_BD - x_BD).pow(2).sum(-1).mean() / self.setting.variance
 
+    def output(
+        self,
+        loss: Tensor,
+        fvu: Tensor,
+        fired_N: Tensor,
+        x_BD: Tensor,
+        logs: Mapping[str, Tensor],
+    ) -> StepOutput:
+        """What a step returns; fired_N: the latents that were on, one entry for each token and
+        latent.
+        """
+        l0, dead = x_BD.new_tensor(len(fired_N) / len(x_BD)), self.dead.to(x_BD.dtype).mean()
+        curves = {name: value.detach() for name, value in logs.items()}
+        return StepOutput(loss, fvu.detach(), l0, dead, curves)
+
     def native(
-        self, facts: dict[str, Any], architecture: str, **spec: Any
+        self, facts: dict[str, Any], architecture: str, added: Mapping[str, Tensor], **spec: Any
     ) -> tuple[SAEConfig, dict[str, Tensor]]:
         """Spec and tensors for raw activations x of an SAE that reads s x, s the scale.
 
-        ReLU, top-k and thresholds commute with a positive factor, so only what is added or compared
-        changes: W (s x - b) + c = s (W (x - b / s) + c / s), and features come out in raw units.
+        added: what is added to pre-activations or compared with them, by its native name. ReLU,
+        top-k and thresholds commute with a positive factor, so only these change, and b_dec:
+        W (s x - b) + c = s (W (x - b / s) + c / s). Features come out in raw units.
         """
         d_sae, d_in = self.W_enc.shape
-        cfg = SAEConfig(architecture=architecture, d_in=d_in, d_sae=d_sae, **spec, **facts)  # type: ignore[arg-type]
-        tensors = {
-            "W_enc_rows": self.W_enc.data,
-            "W_dec": self.W_dec.data,
-            "b_enc": self.b_enc.data / self.setting.scale,
-            "b_dec": self.b_dec.data / self.setting.scale,
+        given: dict[str, Any] = (
+            {"architecture": architecture, "d_in": d_in, "d_sae": d_sae} | spec | facts
+        )
+        tensors = {"W_enc_rows": self.W_enc.data, "W_dec": self.W_dec.data}
+        tensors |= {
+            name: value.detach() / self.setting.scale
+            for name, value in {**added, "b_dec": self.b_dec}.items()
         }
-        return cfg, tensors
+        return SAEConfig(**given), tensors
+
+
+def warm_up(step: int, steps: int, share: float) -> float:
+    """How much of a sparsity penalty is in force at a step: from 0 linearly to 1 over this share of
+    all steps.
+    """
+    return min(1.0, step / max(share * steps, 1))
 
 
 def initial_rows(

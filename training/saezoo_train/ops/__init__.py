@@ -12,7 +12,12 @@ from saezoo_train.ops.active import Active, ByLatent
 from saezoo_train.ops.autograd import at_latents, decode_at, encode_at
 from saezoo_train.ops.products import decode, latent_sums, pair_products, weight_gradient
 from saezoo_train.ops.rows import normalise_rows, remove_parallel_gradient
-from saezoo_train.ops.select import pre_activations, select_top_k
+from saezoo_train.ops.select import (
+    pre_activations,
+    select_above,
+    select_batch_top_k,
+    select_top_k,
+)
 
 __all__ = [
     "Active",
@@ -26,6 +31,8 @@ __all__ = [
     "pair_products",
     "pre_activations",
     "remove_parallel_gradient",
+    "select_above",
+    "select_batch_top_k",
     "select_top_k",
     "weight_gradient",
 ]

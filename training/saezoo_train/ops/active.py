@@ -8,6 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+SPARSE_BELOW = 1 / 16
+"""The share of pairs that are on, from which dense products are faster (measured on a CPU)."""
+
 
 @dataclass(frozen=True)
 class ByLatent:
@@ -52,6 +55,11 @@ class Active:
         """Any number for every token: pairs that are sorted by bag."""
         counts = torch.bincount(bag_N, minlength=groups * tokens)
         return cls(latent_N, counts.cumsum(0) - counts, tokens, d_sae, bag_N)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether so little is on that going through the pairs pays."""
+        return len(self.latent_N) < len(self.starts) * self.d_sae * SPARSE_BELOW
 
     @cached_property
     def bag_N(self) -> Tensor:

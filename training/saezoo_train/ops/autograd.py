@@ -17,12 +17,12 @@ def encode_at(
     pre_N: Tensor,
     x_BD: Tensor,
     W_enc_MD: Tensor,
-    b_enc_M: Tensor,
+    b_enc_M: Tensor | None,
     active: Active,
     b_dec_D: Tensor | None = None,
 ) -> Tensor:
     """The pre-activations pre_N = W_enc[latent] . x[token] + b_enc[latent] of the pairs, computed
-    when they were selected, as a function of W_enc and b_enc.
+    when they were selected, as a function of W_enc and b_enc. b_enc_M None: pre_N is without it.
 
     b_dec_D: where x_BD is activations - b_dec, a function of b_dec too. x itself is data and gets
     no gradient.
@@ -52,7 +52,7 @@ class _EncodeAt(torch.autograd.Function):
         pre_N: Tensor,
         x_BD: Tensor,
         W_enc_MD: Tensor,
-        _b_enc_M: Tensor,
+        _b_enc_M: Tensor | None,
         _b_dec_D: Tensor | None,
         active: Active,
     ) -> Tensor:
@@ -65,10 +65,11 @@ class _EncodeAt(torch.autograd.Function):
         x_BD, W_enc_MD = ctx.saved_tensors
         active: Active = ctx.active
         grad_b_M = latent_sums(grad_N, active)
-        grad_W_MD = weight_gradient(grad_N, x_BD, active.token_N, active)
+        grad_W_MD = weight_gradient(grad_N, x_BD, active)
         # summed over the tokens first, what reaches b_dec is one product with a vector
         grad_b_dec_D = -(grad_b_M @ W_enc_MD) if ctx.needs_input_grad[4] else None
-        return None, None, grad_W_MD, grad_b_M, grad_b_dec_D, None
+        grad_b_enc_M = grad_b_M if ctx.needs_input_grad[3] else None
+        return None, None, grad_W_MD, grad_b_enc_M, grad_b_dec_D, None
 
 
 class _DecodeAt(torch.autograd.Function):
@@ -86,7 +87,7 @@ class _DecodeAt(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_values = pair_products(grad, W_dec_MD, active)
         if ctx.needs_input_grad[1]:
-            grad_W = weight_gradient(values_N, grad, active.bag_N, active)
+            grad_W = weight_gradient(values_N, grad, active)
         return grad_values, grad_W, None
 
 

@@ -38,3 +38,41 @@ def select_top_k(x_BD: Tensor, W_enc_MD: Tensor, b_enc_M: Tensor, k: int) -> tup
         values.append(pre.gather(-1, idx))
         chosen.append(idx)
     return torch.cat(values), torch.cat(chosen)
+
+
+@torch.no_grad()
+def select_above(
+    x_BD: Tensor, W_enc_MD: Tensor, b_enc_M: Tensor, bound: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The pre-activations above `bound`, which is one number or one a latent, token by token:
+    values, tokens and latents, (N,) each.
+    """
+    d_sae = len(W_enc_MD)
+    found: list[tuple[Tensor, Tensor]] = []
+    start = 0
+    for pre in pre_activations(x_BD, W_enc_MD, b_enc_M):
+        place = (pre > bound).view(-1).nonzero().squeeze(-1)
+        found.append((pre.view(-1)[place], place + start * d_sae))
+        start += len(pre)
+    values_N, place_N = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return values_N, place_N // d_sae, place_N % d_sae
+
+
+@torch.no_grad()
+def select_batch_top_k(
+    x_BD: Tensor, W_enc_MD: Tensor, b_enc_M: Tensor, count: int, guess: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The `count` largest positive pre-activations of the whole batch, fewer where there are not so
+    many: values, tokens and latents, (N,) each, token by token. Exact.
+
+    guess: a number that the smallest of them probably exceeds; what is below it is looked at only
+    where it does not. 0 is always right, and slower.
+    """
+    bound = guess.clamp_min(0)
+    values_N, token_N, latent_N = select_above(x_BD, W_enc_MD, b_enc_M, bound)
+    if len(values_N) < count and bound > 0:
+        values_N, token_N, latent_N = select_above(x_BD, W_enc_MD, b_enc_M, torch.zeros_like(bound))
+    if len(values_N) > count:
+        kept = values_N.topk(count, sorted=False).indices.sort().values
+        values_N, token_N, latent_N = values_N[kept], token_N[kept], latent_N[kept]
+    return values_N, token_N, latent_N
