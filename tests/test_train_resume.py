@@ -79,11 +79,11 @@ class At(Watch):
     def __init__(self, step, act):
         self.step, self.act = step, act
 
-    def phase(self, name, total, done=0, unit="tokens"):
-        self.training = name == "training"
+    def phase(self, name, *_, **__):
+        self.name = name
 
     def progress(self, done):
-        if self.training and done == self.step * 64:
+        if self.name == "training" and done == self.step * 64:
             self.act()
 
 
