@@ -37,6 +37,9 @@ from tests.tiny_host import recipe, texts, write_host, write_texts
 SITE = Site(module="model.layers.0")
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
     return load_host(str(write_host(tmp_path_factory.mktemp("host"))))

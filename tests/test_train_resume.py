@@ -22,18 +22,12 @@ from tests.tiny_host import recipe, write_host, write_texts
 TIMES = {"seconds", "tokens_per_second"}
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
     return write_host(tmp_path_factory.mktemp("host"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """What is compared bitwise is computed by the same number of threads everywhere."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def untimed(folder):
