@@ -70,12 +70,14 @@ def dry_run(
         x_SD, seconds = _read_some(source, recipe)
         factor = recipe.tokens.max_norm_factor
         moments = measure_moments(x_SD, factor, recipe.tokens.median_norm, recipe.seed)
+        needs = Needs.of(recipe, len(moments.mean_D), ready.host_parameters)
+        free = refuse_no_room(needs, Path(out or "."), ready.device)
         with torch.random.fork_rng([]):
             setting = to_setting(moments, recipe)
             model = find_architecture(recipe.architecture)(recipe.sae, setting).to(ready.device)
             watch.phase("making a few steps", None)
             step = _time_steps(ready, model, moments, x_SD)
-        return _estimate(ready, model, moments, len(x_SD) / seconds, step, Path(out or recipe.name))
+        return _estimate(ready, needs, free, len(moments.mean_D), len(x_SD) / seconds, step)
     finally:
         watch.close()
 
@@ -130,12 +132,9 @@ def _time_steps(
 
 
 def _estimate(
-    ready: Prepared, model: Architecture, moments: Moments, speed: float, step: float, out: Path
+    ready: Prepared, needs: Needs, free: int, d_in: int, speed: float, step: float
 ) -> Estimate:
-    recipe, d_in = ready.recipe, len(moments.mean_D)
-    parameters = sum(value.numel() for value in model.parameters())
-    needs = Needs.of(recipe, parameters, d_in, ready.host_parameters)
-    free = refuse_no_room(needs, out)
+    recipe = ready.recipe
     host_tokens = 0
     if ready.folder is None:
         stored = recipe.data.tokens if recipe.data.store else None

@@ -1,5 +1,6 @@
 """What must hold before hours are spent: the site, the device, the shards, room on the disk."""
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,14 +100,16 @@ class Needs:
     """What a run takes, estimated, in bytes."""
 
     parameters: int
+    """Of the SAE, about."""
     memory: int
     """The SAE with gradients and Adam, two blocks of the buffer, the language model."""
     disk: int
     """Two checkpoints while one replaces the other, the stored pass, the result."""
 
     @classmethod
-    def of(cls, recipe: Recipe, parameters: int, d_in: int, host: int) -> "Needs":
-        """parameters: of the SAE. host: of the language model, float32, 0 where none is needed."""
+    def of(cls, recipe: Recipe, d_in: int, host: int) -> "Needs":
+        """host: parameters of the language model, float32, 0 where none is needed."""
+        parameters = (recipe.d_sae or 0) * (2 * d_in + 1) + d_in
         size = torch.empty(0, dtype=getattr(torch, recipe.buffer.dtype)).element_size()
         block = min(recipe.buffer.tokens, recipe.train_tokens) * d_in * size
         step = 4 * (recipe.batch * d_in * 8 + min(recipe.batch, 256) * (recipe.d_sae or 0))
@@ -118,10 +121,16 @@ class Needs:
         )
 
 
-def refuse_no_room(needs: Needs, folder: Path) -> int:
-    """Bytes that are free where `folder` will be. Raises TrainingError for a run that does not
-    fit.
+def refuse_no_room(needs: Needs, folder: Path, device: torch.device) -> int:
+    """Bytes that are free where `folder` will be. Raises TrainingError for a run that does not fit
+    there, or not in the memory of a CPU.
     """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if device.type == "cpu" and needs.memory > memory:
+        raise TrainingError(
+            f"the run takes about {needs.memory / 1e9:.1f} GB of memory, and this machine has "
+            f"{memory / 1e9:.1f} GB: choose a smaller sae.d_sae or buffer.tokens"
+        )
     place = folder.absolute()
     while not place.exists():
         place = place.parent

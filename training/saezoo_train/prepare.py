@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from saezoo.config import Site
-from saezoo.errors import ConfigError, DataError
-from saezoo.host import load_host
+from saezoo.errors import ConfigError, DataError, FetchError, NoAccess
+from saezoo.host import Host, load_host
 from saezoo.shards import read_index
 from saezoo_train.activations import ModelSource, ShardSource, Source, vocabulary
 from saezoo_train.config import Recipe
@@ -67,7 +67,7 @@ def prepare(recipe: Recipe, watch: Watch) -> Prepared:
     if recipe.site.model is None:
         raise ConfigError("the recipe names no language model: give site.model")
     watch.phase("loading the language model", None)
-    host = load_host(recipe.site.model)
+    host = _load(recipe.site.model)
     watch.note(host.took)
     model = host.model.to(device)
     site = find_site(model, recipe.site)
@@ -83,6 +83,21 @@ def prepare(recipe: Recipe, watch: Watch) -> Prepared:
     words = Words(host.tokenizer, vocabulary(model))
     pieces = held_out_pieces(words, texts, recipe.tokens, recipe.seed)
     return Prepared(recipe, site, device, model, host.tokenizer, pieces, folder)
+
+
+def _load(name: str) -> Host:
+    """The language model. Raises NoAccess, saying what to do, for one whose licence must be
+    accepted first.
+    """
+    try:
+        return load_host(name)
+    except FetchError as error:
+        if "gated" not in str(error):
+            raise
+        raise NoAccess(
+            f"the language model {name!r} is gated: accept its licence at "
+            f"https://huggingface.co/{name}, then log in with `hf auth login` or set HF_TOKEN"
+        ) from None
 
 
 def refuse_long_contexts(recipe: Recipe, model: nn.Module) -> None:

@@ -103,6 +103,9 @@ def train_sae(
 def _run(ready: Prepared, folder: RunFolder, fresh: bool, watch: Watch, stop: Stop) -> Trained:
     recipe = ready.recipe
     source = ready.source()
+    watch.phase("reading a first text", None)
+    d_in = next(source.chunks(Position())).x.shape[1]
+    refuse_no_room(Needs.of(recipe, d_in, ready.host_parameters), folder.path, ready.device)
     if recipe.data.store and isinstance(source, ModelSource):
         watch.phase("reading activations", recipe.data.tokens)
         progress = _stoppable(watch, stop)
@@ -154,9 +157,6 @@ def _trainer(
         watch.note(f"going on after step {checkpoint.step:,} of {recipe.steps:,}")
     model = find_architecture(recipe.architecture)(recipe.sae, to_setting(moments, recipe))
     model = model.to(ready.device)
-    parameters = sum(value.numel() for value in model.parameters())
-    d_in = len(moments.mean_D)
-    refuse_no_room(Needs.of(recipe, parameters, d_in, ready.host_parameters), folder.path)
     watch.phase("filling the buffer", None)
     buffer = Buffer(
         source,
