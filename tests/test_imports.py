@@ -16,7 +16,7 @@ TIERS = [
     {"errors", "numerics", "places"},
     {"files"},
     {"names", "config"},
-    {"entry", "sparse", "documents", "shards"},
+    {"entry", "sparse", "custom", "documents", "shards"},
     {"sae", "registry", "formats"},
     {"save", "interop"},
     {"transfer"},

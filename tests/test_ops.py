@@ -7,6 +7,7 @@ from saezoo_train.ops import Active
 from saezoo_train.ops.active import SPARSE_BELOW
 
 from saezoo.numerics import close
+from saezoo.sparse import largest
 
 B, D, M, K = 37, 6, 96, 5
 
@@ -130,6 +131,21 @@ def test_data_is_not_given_a_gradient_that_would_be_wrong():
     active, _ = fixed()
     with pytest.raises(AssertionError, match="data"):
         ops.encode_at(numbers(B * K), numbers(B, D).requires_grad_(), numbers(M, D), None, active)
+
+
+@pytest.mark.parametrize("n", [24, 96, 128, 4096, 4100])
+@pytest.mark.parametrize("k", [1, 3, 24])
+def test_the_k_largest_are_found_however_they_lie(n, k):
+    rough = numbers(B, n, seed=n + k).mul(9).round()  # many ties
+    smooth = numbers(B, n, seed=n + k)
+    crowded, strided = smooth.clone(), smooth.clone()
+    crowded[:, : k + 2] += 100  # side by side
+    strided[:, :: max(n // 8, 1)] += 100  # under one maximum
+    for keys in (rough, smooth, crowded, strided, -smooth.abs()):
+        values, index = largest(keys, k)
+        assert torch.equal(values, keys.topk(k).values)
+        assert torch.equal(keys.gather(-1, index), values)
+        assert all(len(set(row)) == k for row in index.tolist())
 
 
 @pytest.mark.parametrize("tokens", [1, 16, B])

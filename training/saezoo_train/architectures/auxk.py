@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from saezoo.sparse import top_k
+from saezoo.sparse import largest
 from saezoo_train.architectures.base import Setting
 from saezoo_train.architectures.dictionary import Dictionary, DictionaryOptions
 
@@ -65,7 +65,7 @@ def auxk_loss(
     acts_BA = F.relu(pre_BA)
     if k < len(dead_A):
         kept = torch.zeros_like(pre_BA, dtype=torch.bool)
-        kept.scatter_(-1, top_k(pre_BA.detach(), k), True)
+        kept.scatter_(-1, largest(pre_BA.detach(), k)[1], True)
         acts_BA = acts_BA * kept
     missed = (acts_BA @ W_dec_MD.index_select(0, dead_A) - error_BD).pow(2).sum(-1).mean()
     spread = (error_BD - error_BD.mean(0)).pow(2).sum(-1).mean()

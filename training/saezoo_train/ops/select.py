@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from saezoo.sparse import top_k
+from saezoo.sparse import largest
 
 # B tokens, D d_in, M d_sae, K latents per token, N pairs
 
@@ -32,12 +32,9 @@ def select_top_k(x_BD: Tensor, W_enc_MD: Tensor, b_enc_M: Tensor, k: int) -> tup
     """The k largest pre-activations of each token and their latents, both (B, k), largest first.
     Exact.
     """
-    values, chosen = [], []
-    for pre in pre_activations(x_BD, W_enc_MD, b_enc_M):
-        idx = top_k(pre, k)
-        values.append(pre.gather(-1, idx))
-        chosen.append(idx)
-    return torch.cat(values), torch.cat(chosen)
+    parts = [largest(pre, k) for pre in pre_activations(x_BD, W_enc_MD, b_enc_M)]
+    values_BK, idx_BK = (torch.cat(part) for part in zip(*parts, strict=True))
+    return values_BK, idx_BK
 
 
 @torch.no_grad()
