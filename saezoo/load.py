@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Collection
+from typing import Any
 
 import torch
 
 from saezoo.config import SAEConfig
+from saezoo.custom import build_custom
 from saezoo.entry import Entry
 from saezoo.errors import AmbiguousName, UnknownSAE
 from saezoo.find import find_sae
@@ -14,7 +16,7 @@ from saezoo.formats._tensors import refuse_not_finite
 from saezoo.hub import Fetched, fetch
 from saezoo.index import Row
 from saezoo.kept import read_kept
-from saezoo.sae import SAE, build_sae
+from saezoo.sae import SAE, build_sae, check_tensors
 from saezoo.search import find_all, what_narrows
 
 
@@ -30,6 +32,7 @@ def load_sae(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     verify: bool = False,
+    custom: type[Any] | None = None,
 ) -> SAE:
     """Load a published SAE by name, frozen and in eval mode, with the numbers of its authors' own
     code.
@@ -39,6 +42,9 @@ def load_sae(
     say it. dtype: of the weights; None keeps the stored one, but makes 16-bit weights float32 on a
     CPU. verify: read every weight and refuse NaN and infinity (NotFinite); otherwise only headers
     and shapes are read.
+
+    custom: the class of an SAE whose architecture is `custom`; what its `from_native(cfg, tensors)`
+    makes is returned. Nothing in a file ever names an import.
 
     Raises a SaezooError: BadName, UnknownSAE, FetchError, FormatError, ConfigError or one of their
     children.
@@ -57,6 +63,9 @@ def load_sae(
     weights = read_weights(fetched, entry)
     if verify:
         refuse_not_finite(weights.tensors, entry.name)
+    if custom is not None or weights.cfg.custom is not None:
+        check_tensors(weights.cfg, weights.tensors, entry.name)
+        return build_custom(weights.cfg, weights.tensors, custom, device, dtype, entry.name)
     sae = build_sae(weights.cfg, weights.tensors, device=device, dtype=dtype, where=entry.name)
     sae.folder = fetched.path if fetched.path.is_dir() else fetched.path.parent
     return sae

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saezoo.config import ConstantNorm, LayerNorm, SAEConfig, Scale
-from saezoo.errors import FormatError, InputError
+from saezoo.custom import needs_class
+from saezoo.errors import ConfigError, FormatError, InputError
 from saezoo.sparse import (
     SparseFeatures,
     decode_dense,
@@ -66,6 +67,8 @@ class SAE(nn.Module):
 
     def __init__(self, cfg: SAEConfig, *, device: str | torch.device | None = None) -> None:
         super().__init__()
+        if cfg.custom is not None:
+            raise ConfigError(needs_class(cfg, "this SAE"))
         self.cfg = cfg
         self.d_in, self.d_sae, self.d_out = cfg.d_in, cfg.d_sae, cfg.d_out or cfg.d_in
         for name, shape in cfg.tensor_shapes().items():
@@ -386,8 +389,10 @@ def build_sae(
 
     dtype=None keeps the stored dtype, except that 16-bit weights become float32 on a CPU, whose
     16-bit products are slow. Raises FormatError when tensors are missing, unknown, of the wrong
-    shape or not floating point.
+    shape or not floating point, ConfigError for architecture custom.
     """
+    if cfg.custom is not None:
+        raise ConfigError(needs_class(cfg, where))
     check_tensors(cfg, tensors, where)
     device = torch.device(device)
     stored = tensors["W_enc_rows"].dtype
@@ -422,5 +427,5 @@ def check_tensors(cfg: SAEConfig, tensors: Mapping[str, Tensor], where: str) -> 
     for name, shape in shapes.items():
         if tuple(tensors[name].shape) != shape:
             raise FormatError(f"{where}: {name} is {tuple(tensors[name].shape)}, expected {shape}")
-        if not tensors[name].is_floating_point():
+        if cfg.custom is None and not tensors[name].is_floating_point():
             raise FormatError(f"{where}: {name} is {tensors[name].dtype}, expected a float dtype")

@@ -3,6 +3,7 @@ written.
 """
 
 import json
+import math
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -24,7 +25,7 @@ def read(path: Path, _entry: Entry | None) -> Weights:
     """
     cfg = read_config(path)
     # the spec says how large the file may be: the widest dtype, and a megabyte for the header
-    need = sum(8 * rows * _product(rest) for rows, *rest in cfg.tensor_shapes().values())
+    need = sum(8 * math.prod(shape) for shape in cfg.tensor_shapes().values())
     return Weights(cfg, read_safetensors(path / WEIGHTS, limit=need + 2**20))
 
 
@@ -50,7 +51,7 @@ def read_config(path: Path) -> SAEConfig:
 def write(cfg: SAEConfig, tensors: dict[str, Tensor], folder: Path) -> None:
     """Write config.json and sae.safetensors into an existing folder; tensors keep their dtypes."""
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    if plain["W_dec"].is_set_to(plain["W_enc_rows"]):
+    if cfg.custom is None and plain["W_dec"].is_set_to(plain["W_enc_rows"]):
         # safetensors wants each tensor to have memory of its own
         plain["W_dec"] = plain["W_dec"].clone()
     save_file(plain, folder / WEIGHTS)
@@ -61,10 +62,3 @@ def write_config(cfg: SAEConfig, folder: Path) -> None:
     """Write config.json; it comes last, since its presence says that the weights are there."""
     text = json.dumps({"saezoo_format": VERSION} | cfg.to_json(), indent=2, ensure_ascii=False)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
-
-
-def _product(numbers: list[int]) -> int:
-    result = 1
-    for number in numbers:
-        result *= number
-    return result
