@@ -21,9 +21,10 @@ from saezoo.capture import (
     hook_site,
     keep_tokens,
 )
-from saezoo.config import Site, TokenRule
+from saezoo.config import SAEConfig, Site, TokenRule
 from saezoo.errors import CaptureError, DataError
 from saezoo.numerics import close
+from saezoo.sae import build_sae
 from saezoo.sae import SAE
 
 D = 12
