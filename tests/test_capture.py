@@ -24,8 +24,7 @@ from saezoo.capture import (
 from saezoo.config import SAEConfig, Site, TokenRule
 from saezoo.errors import CaptureError, DataError
 from saezoo.numerics import close
-from saezoo.sae import build_sae
-from saezoo.sae import SAE
+from saezoo.sae import SAE, build_sae
 
 D = 12
 
