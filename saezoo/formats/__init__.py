@@ -12,6 +12,8 @@ This file imports none of them, nor torch: a table is cheap to look at.
 
 import importlib
 import json
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +24,7 @@ from saezoo.errors import FormatError, MissingFile
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from saezoo.config import SAEConfig
+    from saezoo.config_multi import AnyConfig
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Weights:
     shapes.
     """
 
-    cfg: "SAEConfig"
+    cfg: "AnyConfig"
     tensors: dict[str, "Tensor"]
 
 
@@ -49,6 +51,26 @@ class Format:
     marker: tuple[str, str] | None = None
     """(file, JSON key): tells apart formats whose file names are alike."""
     writable: bool = False
+    layer_files: tuple[str, ...] = ()
+    """Where several layers belong together: the files of each, with {layer} for its number."""
+    layered: bool = False
+    """Whether one layer can be had by name: `FOLDER/layer_3`."""
+
+    def layer_files_in(self, names: Collection[str], layer: int | None = None) -> list[str]:
+        """Those of these names that are files of a layer, or of the one layer."""
+        found = []
+        for template in self.layer_files:
+            start, _, end = template.partition("{layer}")
+            pattern = re.compile(rf"{re.escape(start)}(\d+){re.escape(end)}")
+            numbered = [
+                (int(match[1]), match[0]) for match in map(pattern.fullmatch, names) if match
+            ]
+            found += [name for number, name in sorted(numbered) if layer in (None, number)]
+        return found
+
+    def shared_files(self) -> tuple[str, ...]:
+        """The required files that belong to no one layer."""
+        return tuple(name for name in self.files if not self.layer_files_in([name]))
 
 
 FORMATS: dict[str, Format] = {
@@ -58,6 +80,8 @@ FORMATS: dict[str, Format] = {
         optional=("golden.safetensors", "stats.safetensors", "README.md"),
         marker=("config.json", "saezoo_format"),
         writable=True,
+        layer_files=("layer_{layer}.safetensors",),
+        layered=True,
     ),
     "openai": Format("OpenAI sparse_autoencoder (gpt2-small)", suffixes=(".pt",)),
     "sparsify": Format("EleutherAI sparsify", files=("cfg.json", "sae.safetensors"), writable=True),
@@ -77,7 +101,42 @@ FORMATS: dict[str, Format] = {
         optional=("config.json",),
         suffixes=("params.safetensors",),
     ),
+    "gemma_scope_2_multi": Format(
+        "Google DeepMind Gemma Scope 2, cross-layer transcoders and crosscoders",
+        files=("params_layer_0.safetensors",),
+        optional=("config.json",),
+        layer_files=("params_layer_{layer}.safetensors",),
+        layered=True,
+    ),
+    "mntss_clt": Format(
+        "circuit-tracer's cross-layer transcoders",
+        files=("config.yaml", "W_enc_0.safetensors", "W_dec_0.safetensors"),
+        layer_files=("W_enc_{layer}.safetensors", "W_dec_{layer}.safetensors"),
+        layered=True,
+    ),
+    "finetuning_crosscoder": Format(
+        "science-of-finetuning's crosscoders",
+        files=("config.json", "model.safetensors"),
+        marker=("config.json", "dict_size"),
+    ),
+    "kissane_crosscoder": Format(
+        "Connor Kissane's crosscoders", files=("cfg.json", "cc_weights.pt")
+    ),
 }
+
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "clt": ("mntss_clt", "gemma_scope_2_multi", "llamascopium"),
+    "crosscoder": (
+        "gemma_scope_2_multi",
+        "finetuning_crosscoder",
+        "kissane_crosscoder",
+        "llamascopium",
+    ),
+}
+"""Names that the registry uses for several formats: the files decide for which."""
+
+LAYER_NAME = re.compile(r"(?:layer_)?(\d{1,4})")
+"""What one layer of what spans several is called, below its folder."""
 
 
 KNOWN_OF = (
@@ -85,7 +144,6 @@ KNOWN_OF = (
     "llama_scope_r1",
     "llamascopium",
     "circuit_tracer",
-    "clt",
     "goodfire",
     "deepseek_r1",
     "qwen_scope",
@@ -95,7 +153,6 @@ KNOWN_OF = (
     "e2e",
     "dunefsky",
     "mlsae",
-    "crosscoder",
     "prisma",
     "interplm",
     "esmc",
@@ -105,7 +162,24 @@ KNOWN_OF = (
 
 def is_read(name: str | None) -> bool:
     """Whether files of this format can be loaded; None: the files decide."""
-    return name is None or name in FORMATS
+    return name is None or name in FORMATS or name in FAMILIES
+
+
+def among(key: str | None, found: list[str]) -> list[str]:
+    """Of the formats that some files may be, those that `key` allows: itself, or its family."""
+    if key is None:
+        return found
+    return [name for name in found if name in FAMILIES[key]] if key in FAMILIES else [key]
+
+
+def split_layer(path: Path) -> tuple[Path, int | None]:
+    """(folder, number) where `path` is no file or folder, but names one layer of the folder it
+    would be in, as `FOLDER/layer_3` or `FOLDER/3`; else (path, None).
+    """
+    found = LAYER_NAME.fullmatch(path.name)
+    if found is None or path.exists() or not path.parent.is_dir():
+        return path, None
+    return path.parent, int(found[1])
 
 
 def unread_format(name: str, where: str) -> FormatError:
@@ -146,9 +220,15 @@ def detect(path: Path) -> str:
     """The format of a local folder or file, decided by the files. Raises FormatError that says what
     was looked for.
     """
-    path = Path(path)
+    path, layer = split_layer(Path(path))
     try:
-        return _detect(path)
+        found = _detect(path)
+        if layer is not None and not FORMATS[found].layered:
+            raise MissingFile(
+                f"{path / f'layer_{layer}'}: no such file or folder, and the format {found} has no "
+                "layers"
+            )
+        return found
     except FileNotFoundError:
         raise MissingFile(f"{path}: no such file or folder") from None
 
