@@ -47,6 +47,38 @@ def check_weights(cfg: AnyConfig, tensors: Mapping[str, Tensor], where: str) -> 
         check_shapes(cfg.tensor_shapes(), tensors, f"{where}: {cfg.title}")
 
 
+def spec_of(model: Model) -> AnyConfig:
+    """The spec to save a module by. Raises ConfigError for a layer that cannot encode alone."""
+    return model.cfg.alone(model.layer) if isinstance(model, CLTLayer) else model.cfg
+
+
+def tensors_of(model: Model) -> dict[str, Tensor]:
+    """The tensors of a module under their canonical names, decoders as they lie in their files."""
+    if isinstance(model, SAE):
+        return {name: value.data for name, value in model.named_parameters()}
+    if isinstance(model, Crosscoder):
+        own = {name: value.data for name, value in model.named_parameters()}
+        return own | {"W_dec": model.decoder.parts[0]}
+    if isinstance(model, CLTLayer):
+        return _layer_tensors(model)
+    found = {"b_dec": model.b_dec.data}
+    for at in range(model.cfg.layers):
+        found |= _layer_tensors(model.layer(at))
+        if model.cfg.skip:
+            found[f"layers.{at}.W_skip"] = model.W_skip[at].data
+    return found
+
+
+def _layer_tensors(layer: CLTLayer) -> dict[str, Tensor]:
+    start = f"layers.{layer.layer}."
+    found = {start + name: value.data for name, value in layer.named_parameters()}
+    decoder = layer.decoder
+    if decoder.whole:
+        return found | {f"{start}W_dec": decoder.parts[0]}
+    parts = zip(layer.targets, decoder.parts, strict=True)
+    return found | {f"{start}W_dec.{target}": part for target, part in parts}
+
+
 def need_sae(model: Model, where: str, what: str) -> SAE:
     """`model` where it is an SAE. Raises UnknownSAE, in words, where it spans layers or models.
 

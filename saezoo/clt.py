@@ -244,7 +244,8 @@ class CrossLayerTranscoder(RowModule):
         parts = self._parts(features)
         if x is not None:
             self._check(x)
-        values = parts[0].values if isinstance(parts[0], SparseFeatures) else parts[0]
+        first_part = parts[0]
+        values = first_part.values if isinstance(first_part, SparseFeatures) else first_part
         out = self._biases().expand(*values.shape[:-1], *self.b_dec.shape).clone()
         for at, part in enumerate(parts):
             layer = self.layer(at)
@@ -295,7 +296,7 @@ class CrossLayerTranscoder(RowModule):
 
     def _parts(
         self, features: Tensor | Sequence[SparseFeatures]
-    ) -> Sequence[Tensor] | Sequence[SparseFeatures]:
+    ) -> Sequence[Tensor | SparseFeatures]:
         if isinstance(features, Tensor):
             words = "features of every layer"
             check_activations(features, (self.cfg.layers, self.d_sae), words, self.device)

@@ -91,7 +91,9 @@ class CLTConfig(MultiConfig):
     input_scale: tuple[PositiveFloat, ...] | None = None
     output_scale: tuple[PositiveFloat, ...] | None = None
     skip: bool = False
-    """x_m @ W_skip[m] is added to the output of layer m (x as given)."""
+    """x_m @ W_skip[m] is added to the output of layer m (x as given); not kept of one layer
+    alone, which has no output of its own.
+    """
     out_sites: tuple[Site, ...] | None = None
 
     def targets(self, layer: int) -> range:
@@ -102,6 +104,10 @@ class CLTConfig(MultiConfig):
     def held(self) -> tuple[int, ...]:
         """The layers whose weights are here."""
         return tuple(range(self.layers)) if self.layer is None else (self.layer,)
+
+    def alone(self, layer: int, where: str = "this transcoder") -> "CLTConfig":
+        """The spec of one layer. Raises ConfigError where there is none, or it has no encode."""
+        return CLTConfig.from_json(self.to_json() | {"layer": layer}, where)
 
     @model_validator(mode="after")
     def _consistent(self) -> "CLTConfig":
@@ -129,7 +135,7 @@ class CLTConfig(MultiConfig):
         }
         if self.architecture == "jumprelu":
             shapes["threshold"] = (n,)
-        if self.skip:
+        if self.skip and self.layer is None:
             shapes["W_skip"] = (d_in, d_out)
         return shapes
 

@@ -3,8 +3,10 @@ are needed.
 """
 
 import difflib
+import itertools
 import os
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -21,7 +23,18 @@ from saezoo.errors import (
     UnsafeFile,
 )
 from saezoo.files import cache_root
-from saezoo.formats import FORMATS, detect, is_read, match_file, match_names, unread_format
+from saezoo.formats import (
+    FAMILIES,
+    FORMATS,
+    LAYER_NAME,
+    among,
+    detect,
+    is_read,
+    match_file,
+    match_names,
+    split_layer,
+    unread_format,
+)
 from saezoo.transfer import Access, offline_wanted, refuse_unsafe_path, remove_linked
 
 WITH_EXTRAS = frozenset({"native"})
@@ -33,7 +46,9 @@ class Fetched:
     """Files of one SAE on this machine."""
 
     path: Path
-    """The folder, or the file where one SAE is one file."""
+    """The folder, or the file where one SAE is one file. One layer of what spans several is called
+    `FOLDER/layer_3`, which is no file.
+    """
     format: str
     """A key of saezoo.formats.FORMATS."""
     commit: str | None
@@ -179,13 +194,20 @@ def _find_local(entry: Entry, key: str | None) -> Fetched:
         path = Path(__file__).parent / "bundled" / folder / entry.path
     else:
         path = Path(folder).expanduser() / entry.path
-    if not path.exists():
+    inside, layer = split_layer(path)
+    if not inside.exists():
         raise MissingFile(f"{path}: no such file or folder")
-    if key is None:
-        key = detect(path)
-    elif path.is_dir():
-        required, _ = needed_files(key, False, str(path))
-        lacking = [name for name in required if not (path / name).is_file()]
+    if key is None or key in FAMILIES:
+        found = detect(path)
+        if not among(key, [found]):
+            raise FormatError(f"{path}: is of the format {found}, which is no {key}")
+        key = found
+    elif layer is not None and not FORMATS[key].layered:
+        raise MissingFile(f"{path}: no such file or folder, and the format {key} has no layers")
+    if inside.is_dir():
+        there = [item.name for item in inside.iterdir()]
+        required, _ = needed_files(key, False, str(path), there=there, layer=layer)
+        lacking = [name for name in required if not (inside / name).is_file()]
         if lacking:
             raise MissingFile(f"{path}: the format {key} needs {', '.join(lacking)}")
     return Fetched(path, key, None, "bundled" if bundled else "local")
@@ -198,7 +220,7 @@ def _fetch_hub(entry: Entry, key: str | None, access: Access, extras: bool) -> F
     folder, name = entry.path.strip("/"), ""
     where = f"{listing.repo} at {listing.commit[:8]}…: {folder or 'its root'}"
     if folder in listing.files:
-        if key and not FORMATS[key].suffixes:
+        if key and (key in FAMILIES or not FORMATS[key].suffixes):
             raise FormatError(f"{where}: an SAE of the format {key} is a folder; name that")
         found = [key] if key else match_file(folder)
         if not found:
@@ -207,23 +229,30 @@ def _fetch_hub(entry: Entry, key: str | None, access: Access, extras: bool) -> F
         folder, _, name = folder.rpartition("/")
     start = f"{folder}/" if folder else ""
     below = {file[len(start) :]: file for file in listing.files if file.startswith(start)}
+    layer = None
+    if not below:
+        below, layer = layer_below(folder, listing.files)
     if not below:
         raise MissingFile(f"{where}: no such file or folder.{_closest(folder, listing.files)}")
 
     def take(form: str) -> tuple[Path, list[Path], list[Path]]:
-        required, optional = needed_files(form, extras, where, name)
+        required, optional = needed_files(form, extras, where, name, there=below, layer=layer)
         if lacking := [item for item in required if item not in below]:
             raise MissingFile(f"{where}: the format {form} needs {', '.join(lacking)}")
         names = [*required, *(item for item in optional if item in below)]
         wanted = {below[item]: stated_hash(entry, item, required) for item in names}
         paths = get_files(listing, wanted, access, entry.size)
-        return _root(paths[0], required[0], bool(name)), paths[: len(required)], paths
+        local = _root(paths[0], required[0], bool(name))
+        return _with_layer(local, layer), paths[: len(required)], paths
 
-    candidates = [key] if key else match_names(set(below))
+    candidates = [key] if key in FORMATS else among(key, match_names(set(below)))
+    if layer is not None:
+        candidates = [form for form in candidates if FORMATS[form].layered]
     for taken in candidates:
         local, needed, paths = take(taken)
-        # names alone may fit two formats: the files themselves decide
-        if key or _detected(local) == taken:
+        # names alone may fit two formats: the files themselves decide, but of one layer they are
+        # not all here
+        if key in FORMATS or layer is not None or _detected(local) == taken:
             break
     else:
         raise _no_format(where, list(below))
@@ -236,12 +265,17 @@ def _fetch_https(entry: Entry, key: str | None, access: Access, extras: bool) ->
 
     url = join_url(entry.source, entry.path)
     name = unquote(urlsplit(url).path.rpartition("/")[2])
-    if key is None:
-        found = match_file(name)
-        key = found[0] if found else _probe(url, access)
+    layer = None
+    if key is None or key in FAMILIES:
+        found = match_file(name) if key is None else []
+        if found:
+            key = found[0]
+        else:
+            key, url, layer = _probe_layers(url, key, access)
     name = name if is_one_file(name, key) else ""
     base = folder_of(url) if name else url
-    required, optional = needed_files(key, extras, shown(url), name)
+    there = _layer_files_at(base, key, layer, access)
+    required, optional = needed_files(key, extras, shown(url), name, there=there, layer=layer)
     needed = [
         fetch_url(join_url(base, item), access, sha256=stated_hash(entry, item, required))
         for item in required
@@ -251,15 +285,67 @@ def _fetch_https(entry: Entry, key: str | None, access: Access, extras: bool) ->
         for item in optional
     ]
     _refuse_wrong_size(entry, needed, [*needed, *(path for path in others if path)])
-    return Fetched(_root(needed[0], required[0], bool(name)), key, None, "https, cached")
+    local = _with_layer(_root(needed[0], required[0], bool(name)), layer)
+    return Fetched(local, key, None, "https, cached")
 
 
-def _probe(url: str, access: Access) -> str:
-    """The format of a folder that cannot be listed: the first whose files are all there."""
+def _probe_layers(url: str, key: str | None, access: Access) -> tuple[str, str, int | None]:
+    """(format, URL of the folder, layer) of a folder that cannot be listed, or of a layer there."""
+    from saezoo.https import folder_of
+
+    found = LAYER_NAME.fullmatch(unquote(urlsplit(url).path.rpartition("/")[2]))
+    try:
+        return _probe(url, access, key), url, None
+    except (FormatError, MissingFile):
+        if found is None:
+            raise
+    form = _probe(folder_of(url), access, key)
+    if not FORMATS[form].layered:
+        raise MissingFile(f"{url}: no such folder, and the format {form} has no layers")
+    return form, folder_of(url), int(found[1])
+
+
+def _layer_files_at(base: str, key: str, layer: int | None, access: Access) -> list[str]:
+    """The files of layers below a URL that cannot be listed: of the one layer, or of 0, 1, 2, …
+    until there is none.
+    """
+    from saezoo.https import fetch_optional, join_url
+
+    found = []
+    for template in FORMATS[key].layer_files:
+        for number in itertools.count() if layer is None else [layer]:
+            name = template.replace("{layer}", str(number))
+            if fetch_optional(join_url(base, name), access) is None:
+                break
+            found.append(name)
+    return found
+
+
+def layer_below(folder: str, files: Collection[str]) -> tuple[dict[str, str], int | None]:
+    """({name: file} of the folder that `folder` would be in, the number) where the name is that of
+    a layer; else nothing.
+    """
+    parent, _, last = folder.rpartition("/")
+    found = LAYER_NAME.fullmatch(last)
+    if found is None:
+        return {}, None
+    start = f"{parent}/" if parent else ""
+    below = {file[len(start) :]: file for file in files if file.startswith(start)}
+    return below, int(found[1])
+
+
+def _with_layer(local: Path, layer: int | None) -> Path:
+    return local if layer is None else local / f"layer_{layer}"
+
+
+def _probe(url: str, access: Access, key: str | None = None) -> str:
+    """The format of a folder that cannot be listed: the first whose files are all there, of those
+    that `key` allows.
+    """
     from saezoo.https import fetch_url, join_url, shown
 
     refused: FetchError | None = None
-    for form in FORMATS.values():
+    for form in (FORMATS[name] for name in among(key, list(FORMATS))):
         try:
             paths = [fetch_url(join_url(url, item), access) for item in form.files]
         except MissingFile:
@@ -283,9 +369,19 @@ def _root(path: Path, name: str, one_file: bool) -> Path:
 
 
 def needed_files(
-    key: str, extras: bool, where: str, one_file: str = ""
+    key: str,
+    extras: bool,
+    where: str,
+    one_file: str = "",
+    *,
+    there: Collection[str] = (),
+    layer: int | None = None,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The file names that a format requires, and those to take where they exist."""
+    """The file names that a format requires, and those to take where they exist.
+
+    there: file names that are known to be there; of formats with files a layer, all of them count.
+    layer: only its files are wanted.
+    """
     form = FORMATS[key]
     optional = form.optional if extras or key not in WITH_EXTRAS else ()
     if one_file:
@@ -293,7 +389,10 @@ def needed_files(
     if not form.files:
         endings = ", ".join(f"*{suffix}" for suffix in form.suffixes)
         raise FormatError(f"{where}: an SAE of the format {key} is one file ({endings}); name it")
-    return form.files, optional
+    if layer is None:
+        return tuple(dict.fromkeys([*form.files, *form.layer_files_in(there)])), optional
+    own = [template.replace("{layer}", str(layer)) for template in form.layer_files]
+    return (*form.shared_files(), *own), optional
 
 
 def is_one_file(name: str, key: str) -> bool:
