@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saezoo import rows
 from saezoo.config_multi import CLTConfig
 from saezoo.errors import FormatError, InputError
 from saezoo.rows import (
@@ -23,6 +22,7 @@ from saezoo.rows import (
     check_activations,
     compute_dtype,
     pack,
+    step_for,
     sum_rows,
 )
 from saezoo.sparse import SparseFeatures, pack_chosen
@@ -129,8 +129,8 @@ class CLTLayer(RowModule):
         return z.to(self.dtype)
 
     def _chunks(self) -> Iterator[slice]:
-        """Slices of the features, of which the encoder rows fit into rows.CHUNK numbers."""
-        step = max(1, rows.CHUNK // self.d_in)
+        """Slices of the features, of which the encoder rows fit into a chunk."""
+        step = step_for(self.d_in)
         for start in range(0, self.d_sae, step):
             yield slice(start, min(start + step, self.d_sae))
 
@@ -153,7 +153,7 @@ class CLTLayer(RowModule):
         """relu and jumprelu: what is on, some features and some tokens at a time."""
         found = []
         for part in self._chunks():
-            step = max(1, rows.CHUNK // (part.stop - part.start))
+            step = step_for(part.stop - part.start)
             for start in range(0, len(z), step):
                 here = active_of(self._act(z[start : start + step], part).to(self.dtype))
                 found.append((here.tokens + start, here.features + part.start, here.values))

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saezoo import rows
 from saezoo.clt import check_shapes
 from saezoo.config import ConstantNorm
 from saezoo.config_multi import CrosscoderConfig, SourceScale, Standardise
@@ -24,6 +23,7 @@ from saezoo.rows import (
     check_activations,
     compute_dtype,
     pack,
+    step_for,
     sum_rows,
 )
 from saezoo.sparse import SparseFeatures
@@ -110,8 +110,8 @@ class Crosscoder(RowModule):
         return self._norms.to(self.device)
 
     def _step(self) -> int:
-        """Tokens whose pre-activations fit into rows.CHUNK numbers."""
-        return max(1, rows.CHUNK // (self.d_sae * (self.sources if self.cfg.per_source else 1)))
+        """Tokens whose pre-activations fit into a chunk."""
+        return step_for(self.d_sae * (self.sources if self.cfg.per_source else 1))
 
     def _features(self, x: Tensor) -> Tensor:
         """Dense features of (tokens, sources, d_in)."""

@@ -18,6 +18,11 @@ CHUNK = 2**25
 """Numbers that are worked on at a time: 128 MB of float32."""
 
 
+def step_for(width: int) -> int:
+    """How many rows of `width` numbers are worked on at a time: at least one."""
+    return max(1, CHUNK // width)
+
+
 @dataclass(frozen=True)
 class Active:
     """Which feature is on for which token: three flat tensors, tokens rising."""
@@ -58,7 +63,7 @@ class Decoder:
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """(first feature, rows (…, T, d_out)) of all features, CHUNK numbers at a time."""
         n, targets, d_out = self.shape
-        step = max(1, CHUNK // (targets * d_out))
+        step = step_for(targets * d_out)
         for start in range(0, n, step):
             parts = [part[start : start + step] for part in self.parts]
             yield start, parts[0] if self.whole else torch.stack(parts, 1)
@@ -170,7 +175,7 @@ def sum_rows(
     wide = torch.promote_types(dtype, torch.float32)
     used, place = active.features.unique(return_inverse=True)
     out = torch.zeros(count, targets * d_out, dtype=wide, device=device)
-    step = max(1, CHUNK // (targets * d_out))
+    step = step_for(targets * d_out)
     for start in range(0, len(used), step):
         rows = decoder.take(used[start : start + step], dtype, device).to(wide).flatten(1)
         inside = (place >= start) & (place < start + step)

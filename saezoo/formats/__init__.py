@@ -172,6 +172,11 @@ def among(key: str | None, found: list[str]) -> list[str]:
     return [name for name in found if name in FAMILIES[key]] if key in FAMILIES else [key]
 
 
+def may_have_layers(name: str | None) -> bool:
+    """Whether one layer of what is in this format, or in some of this family, can be had by name."""
+    return any(key in FORMATS and FORMATS[key].layered for key in FAMILIES.get(name or "", (name,)))
+
+
 def split_layer(path: Path) -> tuple[Path, int | None]:
     """(folder, number) where `path` is no file or folder, but names one layer of the folder it
     would be in, as `FOLDER/layer_3` or `FOLDER/3`; else (path, None).

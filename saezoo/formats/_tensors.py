@@ -10,7 +10,7 @@ import pickle
 import stat
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,14 @@ def take(raw: dict[str, Tensor], key: str, where: Path, *, dims: int | None = No
     if dims is not None and value.dim() != dims:
         raise FormatError(f"{where}: {key} is {tuple(value.shape)}, expected {dims} dimensions")
     return value
+
+
+def join_rows(rows: Sequence[Tensor], where: Path, name: str) -> Tensor:
+    """Small tensors of each layer as one. Raises FormatError unless they have one shape."""
+    if len({(row.shape, row.dtype) for row in rows}) > 1:
+        shapes = ", ".join(sorted({f"{tuple(row.shape)} {row.dtype}" for row in rows}))
+        raise FormatError(f"{where}: {name} differs among the layers: {shapes}")
+    return torch.stack(list(rows))
 
 
 def whole_number(data: Mapping[str, Any], key: str, where: Path) -> int:
