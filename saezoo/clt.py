@@ -5,7 +5,7 @@ Decoders, by far the largest part, stay in their files: only the rows of feature
 read. Encoders are multiplied some rows at a time, so neither needs to be in memory as a whole.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,11 @@ from saezoo.rows import (
     Active,
     Decoder,
     RowModule,
+    active_in_pieces,
     active_of,
     check_activations,
     compute_dtype,
+    join_active,
     pack,
     step_for,
     sum_rows,
@@ -151,14 +153,16 @@ class CLTLayer(RowModule):
 
     def _active(self, z: Tensor) -> Active:
         """relu and jumprelu: what is on, some features and some tokens at a time."""
-        found = []
+        parts = []
         for part in self._chunks():
-            step = step_for(part.stop - part.start)
-            for start in range(0, len(z), step):
-                here = active_of(self._act(z[start : start + step], part).to(self.dtype))
-                found.append((here.tokens + start, here.features + part.start, here.values))
-        tokens, features, values = (torch.cat(column) for column in zip(*found, strict=True))
-        return Active(tokens, features, values)
+            width = part.stop - part.start
+
+            def features(z: Tensor, part: slice = part) -> Tensor:
+                return self._act(z, part).to(self.dtype)
+
+            here = active_in_pieces(z, width, features)
+            parts.append(Active(here.tokens, here.features + part.start, here.values))
+        return join_active(parts)
 
     def _choose(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """topk: (tokens, k) values and features, by a running top k over parts of the features."""
@@ -198,7 +202,6 @@ class CrossLayerTranscoder(RowModule):
     """
 
     b_dec: Tensor
-    matrices = ("W_skip",)
 
     def __init__(
         self, cfg: CLTConfig, layers: Sequence[CLTLayer], b_dec: Tensor, skips: Sequence[Tensor]
@@ -258,6 +261,13 @@ class CrossLayerTranscoder(RowModule):
     def forward(self, x: Tensor) -> Tensor:
         """What is predicted at every out_site, (…, layers, d_out), skip included, in x's dtype."""
         return self.decode(self.encode_sparse(x), x)
+
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], recurse: bool = True
+    ) -> "CrossLayerTranscoder":
+        super()._apply(fn, recurse)
+        self.dtype = self.layer(0).dtype
+        return self
 
     def _biases(self) -> Tensor:
         if self.cfg.output_scale is None:

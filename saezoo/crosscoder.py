@@ -19,6 +19,7 @@ from saezoo.rows import (
     Active,
     Decoder,
     RowModule,
+    active_in_pieces,
     active_of,
     check_activations,
     compute_dtype,
@@ -64,7 +65,8 @@ class Crosscoder(RowModule):
         """Features of activations (…, sources, d_in), dense."""
         self._check(x)
         flat = x.reshape(-1, self.sources, self.d_in)
-        parts = [self._features(part) for part in flat.split(self._step())]
+        width = self.d_sae * (self.sources if self.cfg.per_source else 1)
+        parts = [self._features(part) for part in flat.split(step_for(width))]
         return torch.cat(parts).unflatten(0, x.shape[:-2])
 
     def encode_sparse(self, x: Tensor) -> SparseFeatures:
@@ -72,17 +74,10 @@ class Crosscoder(RowModule):
         are in memory.
         """
         self._check(x)
-        flat, step = x.reshape(-1, self.sources, self.d_in), self._step()
-        rows_a_token = self.sources if self.cfg.per_source else 1
-        found = []
-        for start in range(0, len(flat), step):
-            here = active_of(self._features(flat[start : start + step]))
-            found.append((here.tokens + start * rows_a_token, here.features, here.values))
-        if not found:
-            found.append(tuple(vars(active_of(self._features(flat))).values()))
-        tokens, columns, values = (torch.cat(column) for column in zip(*found, strict=True))
-        lead = x.shape[:-1] if self.cfg.per_source else x.shape[:-2]
-        return pack(Active(tokens, columns, values), lead, self.d_sae)
+        flat = x.reshape(-1, self.sources, self.d_in)
+        each = self.sources if self.cfg.per_source else 1
+        active = active_in_pieces(flat, self.d_sae * each, self._features, each)
+        return pack(active, x.shape[: -1 if self.cfg.per_source else -2], self.d_sae)
 
     def decode(self, features: Tensor | SparseFeatures, x: Tensor | None = None) -> Tensor:
         """Reconstructions (…, sources, d_out) of every source, from dense or sparse features, the
@@ -108,10 +103,6 @@ class Crosscoder(RowModule):
         if self._norms is None or self._norms.dtype != self.small_dtype:
             self._norms = self.decoder.norms(self.small_dtype)
         return self._norms.to(self.device)
-
-    def _step(self) -> int:
-        """Tokens whose pre-activations fit into a chunk."""
-        return step_for(self.d_sae * (self.sources if self.cfg.per_source else 1))
 
     def _features(self, x: Tensor) -> Tensor:
         """Dense features of (tokens, sources, d_in)."""
@@ -245,8 +236,8 @@ def build_crosscoder(
         encoder = encoder.to(device=device, dtype=dtype)
     small = torch.promote_types(dtype, torch.float32)
     own = {
-        name: value.to(device=device, dtype=small)
-        for name, value in tensors.items()
+        name: tensors[name].to(device=device, dtype=small)
+        for name in cfg.tensor_shapes()
         if name not in ("W_enc_rows", "W_dec")
     }
     return Crosscoder(cfg, Decoder([tensors["W_dec"]]), dtype, W_enc_rows=encoder, **own)

@@ -47,7 +47,7 @@ def find_sae(
 
 
 def _registered(name: Name) -> Entry:
-    """An entry of the registry, or one layer of an entry that spans several: `RELEASE/ID/layer_3`."""
+    """An entry of the registry, or `RELEASE/ID/layer_3` of an entry that spans several layers."""
     try:
         return find_registered(name)
     except UnknownSAE:

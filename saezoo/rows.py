@@ -25,7 +25,7 @@ def step_for(width: int) -> int:
 
 @dataclass(frozen=True)
 class Active:
-    """Which feature is on for which token: three flat tensors, tokens rising."""
+    """Which feature is on for which token: three flat tensors."""
 
     tokens: Tensor
     features: Tensor
@@ -138,13 +138,39 @@ def check_activations(x: object, tail: tuple[int, ...], words: str, device: torc
 def active_of(features: Tensor | SparseFeatures) -> Active:
     """What is on in features (…, n), dense or sparse, the tokens numbered in order."""
     if isinstance(features, SparseFeatures):
-        k = features.values.shape[-1]
-        values, indices = features.values.reshape(-1, k), features.indices.reshape(-1, k)
+        # not -1: a size of 0 leaves it open
+        flat = features.values.shape[:-1].numel(), features.values.shape[-1]
+        values, indices = features.values.reshape(flat), features.indices.reshape(flat)
         tokens, slots = values.nonzero(as_tuple=True)
         return Active(tokens, indices[tokens, slots], values[tokens, slots])
-    flat = features.reshape(-1, features.shape[-1])
-    tokens, columns = flat.nonzero(as_tuple=True)
-    return Active(tokens, columns, flat[tokens, columns])
+    dense = features.reshape(-1, features.shape[-1])
+    tokens, columns = dense.nonzero(as_tuple=True)
+    return Active(tokens, columns, dense[tokens, columns])
+
+
+def active_in_pieces(
+    x: Tensor, width: int, features: Callable[[Tensor], Tensor], each: int = 1
+) -> Active:
+    """What is on in features(x), some tokens of x at a time, so that no more than CHUNK dense
+    features are in memory. width: features of a token; each: rows of features of a token.
+    """
+    step = step_for(width)
+    found = [active_of(features(part)) for part in x.split(step)]
+    return join_active(
+        [
+            Active(here.tokens + place * step * each, here.features, here.values)
+            for place, here in enumerate(found)
+        ]
+    )
+
+
+def join_active(parts: Sequence[Active]) -> Active:
+    """Several as one, in order."""
+    return Active(
+        torch.cat([part.tokens for part in parts]),
+        torch.cat([part.features for part in parts]),
+        torch.cat([part.values for part in parts]),
+    )
 
 
 def pack(active: Active, lead: torch.Size, d_sae: int) -> SparseFeatures:
@@ -173,18 +199,20 @@ def sum_rows(
     """
     _, targets, d_out = decoder.shape
     wide = torch.promote_types(dtype, torch.float32)
-    used, place = active.features.unique(return_inverse=True)
+    order = active.tokens.argsort(stable=True)
+    tokens, values = active.tokens[order], active.values[order].to(wide)
+    used, place = active.features[order].unique(return_inverse=True)
     out = torch.zeros(count, targets * d_out, dtype=wide, device=device)
     step = step_for(targets * d_out)
     for start in range(0, len(used), step):
         rows = decoder.take(used[start : start + step], dtype, device).to(wide).flatten(1)
         inside = (place >= start) & (place < start + step)
-        counts = torch.bincount(active.tokens[inside], minlength=count)
+        counts = torch.bincount(tokens[inside], minlength=count)
         out = out + F.embedding_bag(
             place[inside] - start,
             rows,
             counts.cumsum(0) - counts,
             mode="sum",
-            per_sample_weights=active.values[inside].to(wide),
+            per_sample_weights=values[inside],
         )
     return out.unflatten(1, (targets, d_out))

@@ -173,7 +173,7 @@ def among(key: str | None, found: list[str]) -> list[str]:
 
 
 def may_have_layers(name: str | None) -> bool:
-    """Whether one layer of what is in this format, or in some of this family, can be had by name."""
+    """Whether one layer of this format, or of some of this family, can be had by name."""
     return any(key in FORMATS and FORMATS[key].layered for key in FAMILIES.get(name or "", (name,)))
 
 
@@ -228,14 +228,13 @@ def detect(path: Path) -> str:
     path, layer = split_layer(Path(path))
     try:
         found = _detect(path)
-        if layer is not None and not FORMATS[found].layered:
-            raise MissingFile(
-                f"{path / f'layer_{layer}'}: no such file or folder, and the format {found} has no "
-                "layers"
-            )
-        return found
     except FileNotFoundError:
         raise MissingFile(f"{path}: no such file or folder") from None
+    if layer is not None and not FORMATS[found].layered:
+        raise MissingFile(
+            f"{path}/layer_{layer}: no such file or folder, and the format {found} has no layers"
+        )
+    return found
 
 
 def _detect(path: Path) -> str:
