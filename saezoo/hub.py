@@ -294,15 +294,13 @@ def _probe_layers(url: str, key: str | None, access: Access) -> tuple[str, str, 
     from saezoo.https import folder_of
 
     found = LAYER_NAME.fullmatch(unquote(urlsplit(url).path.rpartition("/")[2]))
-    try:
-        return _probe(url, access, key), url, None
-    except (FormatError, MissingFile):
-        if found is None:
-            raise
-    form = _probe(folder_of(url), access, key)
-    if not FORMATS[form].layered:
-        raise MissingFile(f"{url}: no such folder, and the format {form} has no layers")
-    return form, folder_of(url), int(found[1])
+    if found is not None:
+        # first, because asking for files below the name makes a folder of that name in the cache
+        base, layer = folder_of(url), int(found[1])
+        for form in among(key, [name for name, form in FORMATS.items() if form.layered]):
+            if form in FORMATS and _layer_files_at(base, form, layer, access):
+                return form, base, layer
+    return _probe(url, access, key), url, None
 
 
 def _layer_files_at(base: str, key: str, layer: int | None, access: Access) -> list[str]:

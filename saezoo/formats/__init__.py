@@ -227,7 +227,7 @@ def detect(path: Path) -> str:
     """
     path, layer = split_layer(Path(path))
     try:
-        found = _detect(path)
+        found = _detect(path, layer)
     except FileNotFoundError:
         raise MissingFile(f"{path}: no such file or folder") from None
     if layer is not None and not FORMATS[found].layered:
@@ -237,7 +237,7 @@ def detect(path: Path) -> str:
     return found
 
 
-def _detect(path: Path) -> str:
+def _detect(path: Path, layer: int | None = None) -> str:
     path.stat()  # raises where there is nothing
     if path.is_file():
         found = match_file(path.name)
@@ -245,7 +245,9 @@ def _detect(path: Path) -> str:
             f"*{suffix} ({key})" for key, form in FORMATS.items() for suffix in form.suffixes
         )
     else:
-        found = [key for key in match_names(_names_in(path)) if _marked(path, key)]
+        found = [
+            key for key in match_names(_with_layer(_names_in(path), layer)) if _marked(path, key)
+        ]
         expected = ", ".join(
             f"{' + '.join(form.files)} ({key})" for key, form in FORMATS.items() if form.files
         )
@@ -254,6 +256,17 @@ def _detect(path: Path) -> str:
             f"{path}: no known format. Looked for {expected}. Give format=… (--from) if you know it"
         )
     return found[0]
+
+
+def _with_layer(names: set[str], layer: int | None) -> set[str]:
+    """Names of a folder as if the files of one layer were those of layer 0, which formats require:
+    one layer may be all that was fetched.
+    """
+    for form in FORMATS.values() if layer is not None else ():
+        own = {template.replace("{layer}", str(layer)) for template in form.layer_files}
+        if own and own <= names:
+            names = names | {template.replace("{layer}", "0") for template in form.layer_files}
+    return names
 
 
 def _names_in(folder: Path) -> set[str]:
