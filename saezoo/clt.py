@@ -5,6 +5,7 @@ Decoders, by far the largest part, stay in their files: only the rows of feature
 read. Encoders are multiplied some rows at a time, so neither needs to be in memory as a whole.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ from saezoo.rows import (
     sum_rows,
 )
 from saezoo.sparse import SparseFeatures, pack_chosen
+
+logger = logging.getLogger(__name__)
 
 LAYER_TENSORS = ("b_enc", "threshold")
 """Small tensors that encoding a layer takes, where its spec has them."""
@@ -211,6 +214,7 @@ class CrossLayerTranscoder(RowModule):
         self.d_in, self.d_sae, self.d_out = cfg.d_in, cfg.d_sae, cfg.width_out
         self.layers = nn.ModuleList(layers)
         self.keep(b_dec=b_dec)
+        self._told = False
         self.W_skip = nn.ParameterList(nn.Parameter(skip, requires_grad=False) for skip in skips)
         self.eval()
 
@@ -242,7 +246,8 @@ class CrossLayerTranscoder(RowModule):
     ) -> Tensor:
         """Outputs (…, layers, d_out) from dense (…, layers, d_sae) or sparse features.
 
-        With a skip connection, the complete output needs the activations x (…, layers, d_in).
+        With a skip connection, the complete output needs the activations x (…, layers, d_in):
+        without them it lacks the skip.
         """
         parts = self._parts(features)
         if x is not None:
@@ -255,6 +260,7 @@ class CrossLayerTranscoder(RowModule):
             first = layer.targets[0]
             out[..., first:, :] = out[..., first:, :] + layer.decode(part)
         if x is None:
+            self._tell_incomplete()
             return out.to(values.dtype)
         return self._with_skip(out, x).to(x.dtype)
 
@@ -279,6 +285,14 @@ class CrossLayerTranscoder(RowModule):
             return out
         parts = [x[..., at, :].to(self.dtype) @ skip for at, skip in enumerate(self.W_skip)]
         return out + torch.stack(parts, -2)
+
+    def _tell_incomplete(self) -> None:
+        if self.cfg.skip and not self._told:
+            self._told = True
+            logger.warning(
+                "decode(features) without x lacks the skip connection; decode(features, x) or "
+                "clt(x) is complete"
+            )
 
     def _among_layers(self, found: list[SparseFeatures]) -> list[SparseFeatures]:
         """Of the k strongest features of each layer, the k strongest of all layers together."""

@@ -10,6 +10,7 @@ from saezoo.convert import convert_sae
 from saezoo.crosscoder import Crosscoder
 from saezoo.errors import CannotConvert, ConfigError, InputError, MissingFile, UnknownSAE
 from saezoo.formats import detect
+from saezoo.interop import to_saelens
 from saezoo.load import load_sae
 from saezoo.numerics import TOLERANCE, close, largest_difference
 from saezoo.save import save_sae
@@ -274,6 +275,23 @@ def test_sixteen_bit_files_are_computed_in_float32_on_a_cpu_and_never_cast_as_a_
     assert model.layer(0).W_enc_rows.dtype == torch.bfloat16
     x = activations(dtype=torch.float32)
     assert close(model(x), origin.forward(tensors, x))
+
+
+def test_a_decode_that_lacks_the_skip_says_so_once(tmp_path, caplog):
+    _, model, tensors = load(mntss_clt.ORIGINS[3], tmp_path)
+    x = activations()
+    for _ in range(2):
+        without = model.decode(model.encode(x))
+    assert [record.message[:30] for record in caplog.records] == ["decode(features) without x lac"]
+    skips = torch.stack([x[:, m] @ tensors[f"W_skip_{m}"] for m in range(L)], 1)
+    assert close(without + skips, model(x))
+
+
+def test_saelens_takes_no_module_of_several_layers(tmp_path):
+    model = load(mntss_clt.ORIGINS[0], tmp_path)[1]
+    for one in (model, model.layer(0)):
+        with pytest.raises(CannotConvert, match="SAEs of one layer"):
+            to_saelens(one)
 
 
 def test_gradients_flow_back_to_the_activations_and_through_the_features(tmp_path):
