@@ -8,7 +8,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from saezoo.clt import CLTLayer, CrossLayerTranscoder
+    from saezoo.clt import CrossLayerTranscoder
+    from saezoo.clt_layer import CLTLayer
     from saezoo.config import SAEConfig, Site, TokenRule
     from saezoo.config_multi import CLTConfig, CrosscoderConfig
     from saezoo.convert import convert_sae
@@ -26,7 +27,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "CLTConfig": "saezoo.config_multi",
-    "CLTLayer": "saezoo.clt",
+    "CLTLayer": "saezoo.clt_layer",
     "CrossLayerTranscoder": "saezoo.clt",
     "Crosscoder": "saezoo.crosscoder",
     "CrosscoderConfig": "saezoo.config_multi",

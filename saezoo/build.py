@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saezoo.clt import CLTLayer, CrossLayerTranscoder, build_clt, check_clt_tensors, check_shapes
+from saezoo.clt import CrossLayerTranscoder, build_clt, check_clt_tensors
+from saezoo.clt_layer import CLTLayer
 from saezoo.config import SAEConfig
 from saezoo.config_multi import AnyConfig, CLTConfig, CrosscoderConfig
 from saezoo.crosscoder import Crosscoder, build_crosscoder
 from saezoo.errors import UnknownSAE
+from saezoo.rows import check_shapes
 from saezoo.sae import SAE, build_sae, check_tensors
 
 Model = SAE | CrossLayerTranscoder | CLTLayer | Crosscoder

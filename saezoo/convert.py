@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from saezoo.build import Model, build, check_weights
-from saezoo.clt import CLTLayer
+from saezoo.clt_layer import CLTLayer
 from saezoo.config import SAEConfig
 from saezoo.crosscoder import Crosscoder
 from saezoo.errors import CannotConvert

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saezoo.clt import check_shapes
 from saezoo.config import ConstantNorm
 from saezoo.config_multi import CrosscoderConfig, SourceScale, Standardise
 from saezoo.errors import InputError
@@ -22,6 +21,7 @@ from saezoo.rows import (
     active_in_pieces,
     active_of,
     check_activations,
+    check_shapes,
     compute_dtype,
     pack,
     step_for,

@@ -402,7 +402,7 @@ def stated_hash(entry: Entry, name: str, required: tuple[str, ...]) -> str | Non
     """The sha256 that the entry states of a file; a bare one is that of the weights."""
     if entry.sha256 is None or isinstance(entry.sha256, dict):
         return (entry.sha256 or {}).get(name)
-    weights = [item for item in required if not item.endswith(".json")]
+    weights = [item for item in required if not item.endswith((".json", ".yaml"))]
     return entry.sha256 if name in weights[:1] else None
 
 

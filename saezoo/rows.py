@@ -4,14 +4,14 @@ decoders of which only the rows in use are ever read.
 Shapes: N tokens, n features, T targets of a feature (layers or models), d_out.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saezoo.errors import InputError
+from saezoo.errors import FormatError, InputError
 from saezoo.sparse import SparseFeatures
 
 CHUNK = 2**25
@@ -133,6 +133,25 @@ def check_activations(x: object, tail: tuple[int, ...], words: str, device: torc
         raise InputError(f"expected {shown}: {words}, got {tuple(x.shape)}")
     if x.device != device:
         raise InputError(f"the weights are on {device}, this is on {x.device}: use .to(…)")
+
+
+def check_shapes(
+    shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor], where: str
+) -> None:
+    """Raise FormatError unless the tensors have these names and shapes, and a float dtype."""
+    if missing := [name for name in shapes if name not in tensors]:
+        raise FormatError(f"{where} needs {_some(missing)}, which the files do not have")
+    if unknown := [name for name in tensors if name not in shapes]:
+        raise FormatError(f"{where} has no {_some(unknown)}, which the files have")
+    for name, shape in shapes.items():
+        if tuple(tensors[name].shape) != shape:
+            raise FormatError(f"{where}: {name} is {tuple(tensors[name].shape)}, expected {shape}")
+        if not tensors[name].is_floating_point():
+            raise FormatError(f"{where}: {name} is {tensors[name].dtype}, expected a float dtype")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def active_of(features: Tensor | SparseFeatures) -> Active:

@@ -5,7 +5,8 @@ import torch
 
 from saezoo import rows
 from saezoo.build import need_sae
-from saezoo.clt import CLTLayer, CrossLayerTranscoder
+from saezoo.clt import CrossLayerTranscoder
+from saezoo.clt_layer import CLTLayer
 from saezoo.convert import convert_sae
 from saezoo.crosscoder import Crosscoder
 from saezoo.errors import CannotConvert, ConfigError, InputError, MissingFile, UnknownSAE

@@ -12,7 +12,8 @@ import torch
 
 from saezoo.check import check_sae
 from saezoo.cli import main
-from saezoo.clt import CLTLayer, CrossLayerTranscoder
+from saezoo.clt import CrossLayerTranscoder
+from saezoo.clt_layer import CLTLayer
 from saezoo.config_multi import CLTConfig
 from saezoo.crosscoder import Crosscoder
 from saezoo.errors import FormatError, MissingFile
