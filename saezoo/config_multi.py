@@ -10,8 +10,10 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_v
 from saezoo.config import ConstantNorm, Origin, SAEConfig, Site, Spec, TokenRule, one_line
 from saezoo.errors import ConfigError
 
-Count = Annotated[int, Field(gt=0, le=1024)]
-"""Of layers or models; far more than any host has, and few enough that a lie costs nothing."""
+MOST = 1024
+"""Layers or models: far more than any host has, and few enough that a lie costs nothing."""
+
+Count = Annotated[int, Field(gt=0, le=MOST)]
 
 MultiArchitecture = Literal["relu", "jumprelu", "topk"]
 

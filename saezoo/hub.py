@@ -3,7 +3,6 @@ are needed.
 """
 
 import difflib
-import itertools
 import os
 import sys
 from collections.abc import Collection
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from saezoo.config_multi import MOST
 from saezoo.entry import Entry
 from saezoo.errors import (
     BadName,
@@ -232,7 +232,10 @@ def _fetch_hub(entry: Entry, key: str | None, access: Access, extras: bool) -> F
     layer = None
     if not below:
         below, layer = layer_below(folder, listing.files)
-    if not below:
+    candidates = [key] if key in FORMATS else among(key, match_names(set(below)))
+    if layer is not None:
+        candidates = [form for form in candidates if FORMATS[form].layered]
+    if not below or (layer is not None and not candidates):
         raise MissingFile(f"{where}: no such file or folder.{_closest(folder, listing.files)}")
 
     def take(form: str) -> tuple[Path, list[Path], list[Path]]:
@@ -245,9 +248,6 @@ def _fetch_hub(entry: Entry, key: str | None, access: Access, extras: bool) -> F
         local = _root(paths[0], required[0], bool(name))
         return _with_layer(local, layer), paths[: len(required)], paths
 
-    candidates = [key] if key in FORMATS else among(key, match_names(set(below)))
-    if layer is not None:
-        candidates = [form for form in candidates if FORMATS[form].layered]
     for taken in candidates:
         local, needed, paths = take(taken)
         # names alone may fit two formats: the files themselves decide, but of one layer they are
@@ -311,7 +311,7 @@ def _layer_files_at(base: str, key: str, layer: int | None, access: Access) -> l
 
     found = []
     for template in FORMATS[key].layer_files:
-        for number in itertools.count() if layer is None else [layer]:
+        for number in range(MOST) if layer is None else [layer]:
             name = template.replace("{layer}", str(number))
             if fetch_optional(join_url(base, name), access) is None:
                 break

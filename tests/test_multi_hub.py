@@ -156,6 +156,15 @@ def test_the_whole_after_a_layer_fetches_the_rest_and_offline_it_is_missed(hub, 
         load_sae(f"hf://{repo}/layer_3")
 
 
+def test_a_layer_of_what_has_none_is_no_such_folder(hub, tmp_path):
+    publish(hub, KISSANE, "me/mine", "a/", tmp_path)
+    for name in ("hf://me/mine/a/layer_1", "hf://me/mine/1"):
+        with pytest.raises(MissingFile, match="no such file or folder"):
+            load_sae(name)
+    with pytest.raises(MissingFile, match="no such file or folder"):
+        load_sae("hf://me/mine/a/layer_1", format="kissane_crosscoder")
+
+
 def test_a_family_of_the_registry_takes_no_files_of_others(hub, tmp_path):
     publish(hub, CLT, "me/mine", "a/", tmp_path)
     assert load_sae("hf://me/mine/a", format="clt").cfg.layers == L

@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saezoo.config import Site
-from saezoo.config_multi import CLTConfig
+from saezoo.config_multi import MOST, CLTConfig
 from saezoo.entry import Entry
 from saezoo.errors import FormatError, MissingFile
 from saezoo.formats import FORMATS
 from saezoo.formats.gemma_scope import prefer
-
-MOST_LAYERS = 1024
 
 
 def layers_there(folder: Path, key: str, template: str) -> list[int]:
@@ -27,7 +25,7 @@ def layers_there(folder: Path, key: str, template: str) -> list[int]:
     )
     if not found:
         raise MissingFile(f"{folder}: has no {template.replace('{layer}', '0')}")
-    if found[-1] >= MOST_LAYERS:
+    if found[-1] >= MOST:
         raise FormatError(f"{folder}: layer {found[-1]} is more than any model has")
     if gaps := sorted(set(range(found[-1])) - set(found)):
         raise MissingFile(f"{folder}: has no {template.replace('{layer}', str(gaps[0]))}")
