@@ -62,7 +62,7 @@ def check_sae(
         Finding(
             "files",
             True,
-            f"{fetched.format}: {', '.join(path.name for path in files)} ({size:,} bytes)",
+            f"{fetched.format}: {_names(files)} ({size:,} bytes)",
         ),
         *_hashes(files, entry),
     ]
@@ -172,6 +172,11 @@ def _golden(sae: SAE, fetched: Fetched) -> Finding:
     return Finding(
         "golden", difference <= limit, f"largest difference {difference:.1e}, tolerance {limit:.0e}"
     )
+
+
+def _names(files: list[Path]) -> str:
+    more = f" and {len(files) - 8} more" if len(files) > 8 else ""
+    return ", ".join(path.name for path in files[:8]) + more
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> str:

@@ -114,8 +114,9 @@ class CLTConfig(MultiConfig):
     @model_validator(mode="after")
     def _consistent(self) -> "CLTConfig":
         self.check_shared()
-        if self.k is not None and self.k > self.d_sae:
-            raise ValueError(f"k={self.k} is more than d_sae={self.d_sae}")
+        among = self.d_sae * (self.layers if self.k_over == "layers" else 1)
+        if self.k is not None and self.k > among:
+            raise ValueError(f"k={self.k} is more than d_sae={among}")
         if self.layer is not None and self.layer >= self.layers:
             raise ValueError(f"layer {self.layer} of {self.layers} (the first is 0)")
         if self.layer is not None and self.k_over == "layers":
