@@ -8,8 +8,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from saezoo.clt import CrossLayerTranscoder
+    from saezoo.clt_layer import CLTLayer
     from saezoo.config import SAEConfig, Site, TokenRule
+    from saezoo.config_multi import CLTConfig, CrosscoderConfig
     from saezoo.convert import convert_sae
+    from saezoo.crosscoder import Crosscoder
     from saezoo.entry import Entry
     from saezoo.errors import SaezooError
     from saezoo.find import find_sae
@@ -22,6 +26,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "CLTConfig": "saezoo.config_multi",
+    "CLTLayer": "saezoo.clt_layer",
+    "CrossLayerTranscoder": "saezoo.clt",
+    "Crosscoder": "saezoo.crosscoder",
+    "CrosscoderConfig": "saezoo.config_multi",
     "Entry": "saezoo.entry",
     "SAE": "saezoo.sae",
     "SAEConfig": "saezoo.config",
@@ -39,6 +48,11 @@ _HOME = {
 
 __all__ = [
     "SAE",
+    "CLTConfig",
+    "CLTLayer",
+    "CrossLayerTranscoder",
+    "Crosscoder",
+    "CrosscoderConfig",
     "Entry",
     "SAEConfig",
     "SaezooError",

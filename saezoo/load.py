@@ -5,7 +5,9 @@ from collections.abc import Collection
 
 import torch
 
+from saezoo.build import Model, build, need_sae
 from saezoo.config import SAEConfig
+from saezoo.config_multi import AnyConfig
 from saezoo.entry import Entry
 from saezoo.errors import AmbiguousName, UnknownSAE
 from saezoo.find import find_sae
@@ -14,7 +16,7 @@ from saezoo.formats._tensors import refuse_not_finite
 from saezoo.hub import Fetched, fetch
 from saezoo.index import Row
 from saezoo.kept import read_kept
-from saezoo.sae import SAE, build_sae
+from saezoo.sae import SAE
 from saezoo.search import find_all, what_narrows
 
 
@@ -30,9 +32,9 @@ def load_sae(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     verify: bool = False,
-) -> SAE:
+) -> Model:
     """Load a published SAE by name, frozen and in eval mode, with the numbers of its authors' own
-    code.
+    code: an SAE, or a CrossLayerTranscoder, a CLTLayer (`NAME/layer_3`) or a Crosscoder.
 
     name: `release/id` (or release and id apart), `hf://org/repo[@rev]/path`, `https://…`, or a
     local folder or file. format: a key of `saezoo.formats.FORMATS`, where files and registry do not
@@ -57,7 +59,7 @@ def load_sae(
     weights = read_weights(fetched, entry)
     if verify:
         refuse_not_finite(weights.tensors, entry.name)
-    return build_sae(weights.cfg, weights.tensors, device=device, dtype=dtype, where=entry.name)
+    return build(weights.cfg, weights.tensors, device=device, dtype=dtype, where=entry.name)
 
 
 def load_saes(
@@ -98,14 +100,18 @@ def load_saes(
             f"{rows[0]['name']}. They differ in {what_narrows(rows)}"
         )
     return {
-        layer: load_sae(
+        layer: need_sae(
+            load_sae(
+                found[layer][0]["name"],
+                device=device,
+                dtype=dtype,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                verify=verify,
+            ),
             found[layer][0]["name"],
-            device=device,
-            dtype=dtype,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            verify=verify,
+            "load_saes",
         )
         for layer in sorted(found)
     }
@@ -120,9 +126,11 @@ def read_weights(fetched: Fetched, entry: Entry | None, *, keep: bool = True) ->
     return Weights(_with_registry_facts(weights.cfg, entry), weights.tensors)
 
 
-def _with_registry_facts(cfg: SAEConfig, entry: Entry | None) -> SAEConfig:
-    """Fill in what the files do not say; what they do say stays."""
-    if entry is None:
+def _with_registry_facts(cfg: AnyConfig, entry: Entry | None) -> AnyConfig:
+    """Fill in what the files do not say; what they do say stays. Specs with many sites are
+    completed by their readers.
+    """
+    if entry is None or not isinstance(cfg, SAEConfig):
         return cfg
     facts: dict[str, object] = {}
     for key in ("site", "out_site"):
