@@ -85,9 +85,9 @@ class SAE(nn.Module):
         cls, release: "str | Path", sae_id: str | None = None, **options: Any
     ) -> "SAE":
         """`load_sae` under the name that SAELens uses. Returns the SAE alone, not a tuple."""
-        from saezoo.load import load_sae
+        from saezoo.load import load_sae, need_sae
 
-        return load_sae(release, sae_id, **options)
+        return need_sae(load_sae(release, sae_id, **options), str(release), "SAE.from_pretrained")
 
     @property
     def W_enc(self) -> Tensor:

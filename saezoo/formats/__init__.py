@@ -12,6 +12,8 @@ This file imports none of them, nor torch: a table is cheap to look at.
 
 import importlib
 import json
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +24,7 @@ from saezoo.errors import FormatError, MissingFile
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from saezoo.config import SAEConfig
+    from saezoo.config_multi import AnyConfig
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Weights:
     shapes.
     """
 
-    cfg: "SAEConfig"
+    cfg: "AnyConfig"
     tensors: dict[str, "Tensor"]
 
 
@@ -55,6 +57,26 @@ class Format:
     holds: tuple[str, ...] = ()
     """Tensors that the weights must have: tells apart formats whose file names are alike."""
     writable: bool = False
+    layer_files: tuple[str, ...] = ()
+    """Where several layers belong together: the files of each, with {layer} for its number."""
+    layered: bool = False
+    """Whether one layer can be had by name: `FOLDER/layer_3`."""
+
+    def layer_files_in(self, names: Collection[str], layer: int | None = None) -> list[str]:
+        """Those of these names that are files of a layer, or of the one layer."""
+        found = []
+        for template in self.layer_files:
+            start, _, end = template.partition("{layer}")
+            pattern = re.compile(rf"{re.escape(start)}(\d+){re.escape(end)}")
+            numbered = [
+                (int(match[1]), match[0]) for match in map(pattern.fullmatch, names) if match
+            ]
+            found += [name for number, name in sorted(numbered) if layer in (None, number)]
+        return found
+
+    def shared_files(self) -> tuple[str, ...]:
+        """The required files that belong to no one layer."""
+        return tuple(name for name in self.files if not self.layer_files_in([name]))
 
     def optional_of(self, one_file: str) -> tuple[str, ...]:
         """The optional files of a folder (""), or those beside one file."""
@@ -69,6 +91,8 @@ FORMATS: dict[str, Format] = {
         optional=("golden.safetensors", "stats.safetensors", "README.md"),
         marker=("config.json", "saezoo_format"),
         writable=True,
+        layer_files=("layer_{layer}.safetensors",),
+        layered=True,
     ),
     "openai": Format("OpenAI sparse_autoencoder (gpt2-small)", suffixes=(".pt",)),
     "sparsify": Format("EleutherAI sparsify", files=("cfg.json", "sae.safetensors"), writable=True),
@@ -111,6 +135,7 @@ FORMATS: dict[str, Format] = {
         "OpenMOSS Llamascopium (Llama Scope 2)",
         files=("config.json",),
         one_of=("sae_weights.safetensors", "sae_weights.pt", "sae_weights.dcp/.metadata"),
+        layered=True,
     ),
     "goodfire": Format(
         "Goodfire",
@@ -149,16 +174,49 @@ FORMATS: dict[str, Format] = {
         optional=("config.json",),
         holds=("W_enc", "W_dec", "b_dec", "idf", "max"),
     ),
+    "gemma_scope_2_multi": Format(
+        "Google DeepMind Gemma Scope 2, cross-layer transcoders and crosscoders",
+        files=("params_layer_0.safetensors",),
+        optional=("config.json",),
+        layer_files=("params_layer_{layer}.safetensors",),
+        layered=True,
+    ),
+    "mntss_clt": Format(
+        "circuit-tracer's cross-layer transcoders",
+        files=("config.yaml", "W_enc_0.safetensors", "W_dec_0.safetensors"),
+        layer_files=("W_enc_{layer}.safetensors", "W_dec_{layer}.safetensors"),
+        layered=True,
+    ),
+    "finetuning_crosscoder": Format(
+        "science-of-finetuning's crosscoders",
+        files=("config.json", "model.safetensors"),
+        marker=("config.json", "dict_size"),
+    ),
+    "kissane_crosscoder": Format(
+        "Connor Kissane's crosscoders", files=("cfg.json", "cc_weights.pt")
+    ),
 }
+
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "clt": ("mntss_clt", "gemma_scope_2_multi", "llamascopium"),
+    "crosscoder": (
+        "gemma_scope_2_multi",
+        "finetuning_crosscoder",
+        "kissane_crosscoder",
+        "llamascopium",
+    ),
+}
+"""Names that the registry uses for several formats: the files decide for which."""
+
+LAYER_NAME = re.compile(r"(?:layer_)?(\d{1,4})")
+"""What one layer of what spans several is called, below its folder."""
 
 
 KNOWN_OF = (
     "circuit_tracer",
-    "clt",
     "temporal",
     "e2e",
     "dunefsky",
-    "crosscoder",
     "prisma",
 )
 """Formats that the registry may name though nothing here reads them yet; one in FORMATS is read."""
@@ -172,7 +230,29 @@ REFUSED = {
 
 def is_read(name: str | None) -> bool:
     """Whether files of this format can be loaded; None: the files decide."""
-    return name is None or name in FORMATS
+    return name is None or name in FORMATS or name in FAMILIES
+
+
+def among(key: str | None, found: list[str]) -> list[str]:
+    """Of the formats that some files may be, those that `key` allows: itself, or its family."""
+    if key is None:
+        return found
+    return [name for name in found if name in FAMILIES[key]] if key in FAMILIES else [key]
+
+
+def may_have_layers(name: str | None) -> bool:
+    """Whether one layer of this format, or of some of this family, can be had by name."""
+    return any(key in FORMATS and FORMATS[key].layered for key in FAMILIES.get(name or "", (name,)))
+
+
+def split_layer(path: Path) -> tuple[Path, int | None]:
+    """(folder, number) where `path` is no file or folder, but names one layer of the folder it
+    would be in, as `FOLDER/layer_3` or `FOLDER/3`; else (path, None).
+    """
+    found = LAYER_NAME.fullmatch(path.name)
+    if found is None or path.exists() or not path.parent.is_dir():
+        return path, None
+    return path.parent, int(found[1])
 
 
 def unread_format(name: str, where: str) -> FormatError:
@@ -227,19 +307,24 @@ def detect(path: Path) -> str:
     """The format of a local folder or file, decided by the files. Raises FormatError that says what
     was looked for.
     """
-    path = Path(path)
+    path, layer = split_layer(Path(path))
     try:
-        return _detect(path)
+        found = _detect(path, layer)
     except FileNotFoundError:
         raise MissingFile(f"{path}: no such file or folder") from None
+    if layer is not None and not FORMATS[found].layered:
+        raise MissingFile(
+            f"{path}/layer_{layer}: no such file or folder, and the format {found} has no layers"
+        )
+    return found
 
 
-def _detect(path: Path) -> str:
+def _detect(path: Path, layer: int | None = None) -> str:
     path.stat()  # raises where there is nothing
     if path.is_file():
         candidates, expected = match_file(path.name), what_files()
     else:
-        candidates, expected = match_names(_names_in(path)), what_folders()
+        candidates, expected = match_names(_with_layer(names_in(path), layer)), what_folders()
     marked = {key: holds_tensors(path, key) for key in candidates if _marked(path, key)}
     # a broken file is for a reader to complain about
     found = [key for key in marked if marked[key]] or [key for key in marked if marked[key] is None]
@@ -253,7 +338,7 @@ def _detect(path: Path) -> str:
 
 def _files_in(path: Path) -> str:
     """A hint at the files of a folder of which each may be an SAE."""
-    names = sorted(_names_in(path)) if path.is_dir() else []
+    names = sorted(names_in(path)) if path.is_dir() else []
     single = [name for name in names if match_file(name)]
     if not single:
         return ""
@@ -277,7 +362,18 @@ def what_folders() -> str:
     )
 
 
-def _names_in(folder: Path) -> set[str]:
+def _with_layer(names: set[str], layer: int | None) -> set[str]:
+    """Names of a folder as if the files of one layer were those of layer 0, which formats require:
+    one layer may be all that was fetched.
+    """
+    for form in FORMATS.values() if layer is not None else ():
+        own = {template.replace("{layer}", str(layer)) for template in form.layer_files}
+        if own and own <= names:
+            names = names | {template.replace("{layer}", "0") for template in form.layer_files}
+    return names
+
+
+def names_in(folder: Path) -> set[str]:
     """The file names of a folder, and below it those that formats ask for, all of one moment, even
     while another process replaces it.
     """
