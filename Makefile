@@ -28,9 +28,9 @@ fmt: $(STAMP)  ## put the code into shape
 
 # an environment each, so that none decides another's versions; `make test` never comes here
 test-peers: .venvs/saelens/.installed .venvs/sparsify/.installed .venvs/dictionary_learning/.installed .venvs/transformer_lens_3/.installed .venvs/transformer_lens_4/.installed .venvs/nnsight/.installed  ## against the real packages: what they write is read, what is written they load
-	.venvs/saelens/bin/python -m pytest tests_peers/test_saelens.py tests_peers/test_interop.py
+	.venvs/saelens/bin/python -m pytest tests_peers/test_saelens.py tests_peers/test_interop.py tests_peers/test_training_saelens.py
 	.venvs/sparsify/bin/python -m pytest tests_peers/test_sparsify.py
-	.venvs/dictionary_learning/bin/python -m pytest tests_peers/test_dictionary_learning.py
+	.venvs/dictionary_learning/bin/python -m pytest tests_peers/test_dictionary_learning.py tests_peers/test_training_dictionary_learning.py
 	.venvs/transformer_lens_3/bin/python -m pytest tests_peers/test_transformer_lens.py tests_peers/test_transformer_lens_hooked.py
 	.venvs/transformer_lens_4/bin/python -m pytest tests_peers/test_transformer_lens.py
 	.venvs/nnsight/bin/python -m pytest tests_peers/test_nnsight.py

@@ -56,7 +56,7 @@ def versions(python: Path | str) -> dict[str, str]:
 
 def child(python: Path | str, script: Path, *words: str) -> Any:
     """The JSON that a script prints as its last line, run by another interpreter on this tree."""
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "training")])}
     done = subprocess.run(
         [str(python), str(script), *words], capture_output=True, text=True, env=env, check=False
     )
@@ -91,3 +91,8 @@ def write_result(name: str, setting: str, rows: list[dict[str, Any]], **more: An
 
 def _own_version() -> str:
     return importlib.metadata.version("saezoo")
+
+
+def own_python() -> Path:
+    """The interpreter that runs this."""
+    return Path(sys.executable)

@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from saezoo.attaching import attach
     from saezoo.capture import activations
+    from saezoo.clt import CrossLayerTranscoder
+    from saezoo.clt_layer import CLTLayer
     from saezoo.config import SAEConfig, Site, TokenRule
+    from saezoo.config_multi import CLTConfig, CrosscoderConfig
     from saezoo.convert import convert_sae
+    from saezoo.crosscoder import Crosscoder
     from saezoo.entry import Entry
     from saezoo.errors import SaezooError
     from saezoo.evaluation import Evaluation, evaluate, evaluate_many
@@ -28,6 +32,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "CLTConfig": "saezoo.config_multi",
+    "CLTLayer": "saezoo.clt_layer",
+    "CrossLayerTranscoder": "saezoo.clt",
+    "Crosscoder": "saezoo.crosscoder",
+    "CrosscoderConfig": "saezoo.config_multi",
     "Entry": "saezoo.entry",
     "Evaluation": "saezoo.evaluation",
     "SAE": "saezoo.sae",
@@ -53,6 +62,11 @@ _HOME = {
 
 __all__ = [
     "SAE",
+    "CLTConfig",
+    "CLTLayer",
+    "CrossLayerTranscoder",
+    "Crosscoder",
+    "CrosscoderConfig",
     "Entry",
     "Evaluation",
     "SAEConfig",

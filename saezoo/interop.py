@@ -32,6 +32,8 @@ def to_saelens(sae: SAE) -> "sae_lens.SAE[Any]":
     Raises CannotConvert with what SAELens cannot express, before it is imported, and MissingExtra
     when it is not installed or older than 6.
     """
+    if not isinstance(sae, SAE):
+        raise CannotConvert(f"SAELens holds SAEs of one layer, and this is a {type(sae).__name__}")
     facts, tensors = express(sae.cfg, {key: value.data for key, value in sae.named_parameters()})
     base = _saelens()
     name, device = facts["architecture"], str(sae.device)

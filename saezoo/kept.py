@@ -171,10 +171,10 @@ def _files(fetched: Fetched) -> list[Path]:
     """Every file that the reader may open."""
     form, path = FORMATS[fetched.format], fetched.path
     if path.is_file():
-        names: tuple[str, ...] = (path.name, *form.optional)
+        names: tuple[str, ...] = (path.name, *form.optional_of(path.name))
         path = path.parent
     else:
-        names = (*form.files, *form.optional)
+        names = (*form.files, *form.one_of, *form.optional)
     return [path / name for name in names if (path / name).is_file()]
 
 

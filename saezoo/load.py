@@ -2,10 +2,14 @@
 
 import os
 from collections.abc import Collection
+from typing import Any
 
 import torch
 
+from saezoo.build import Model, build, need_sae
 from saezoo.config import SAEConfig
+from saezoo.config_multi import AnyConfig
+from saezoo.custom import build_custom
 from saezoo.entry import Entry
 from saezoo.errors import AmbiguousName, UnknownSAE
 from saezoo.find import find_sae
@@ -14,7 +18,7 @@ from saezoo.formats._tensors import refuse_not_finite
 from saezoo.hub import Fetched, fetch
 from saezoo.index import Row
 from saezoo.kept import read_kept
-from saezoo.sae import SAE, build_sae
+from saezoo.sae import SAE, check_tensors
 from saezoo.search import find_all, what_narrows
 
 
@@ -30,15 +34,19 @@ def load_sae(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     verify: bool = False,
-) -> SAE:
+    custom: type[Any] | None = None,
+) -> Model:
     """Load a published SAE by name, frozen and in eval mode, with the numbers of its authors' own
-    code.
+    code: an SAE, or a CrossLayerTranscoder, a CLTLayer (`NAME/layer_3`) or a Crosscoder.
 
     name: `release/id` (or release and id apart), `hf://org/repo[@rev]/path`, `https://…`, or a
     local folder or file. format: a key of `saezoo.formats.FORMATS`, where files and registry do not
     say it. dtype: of the weights; None keeps the stored one, but makes 16-bit weights float32 on a
     CPU. verify: read every weight and refuse NaN and infinity (NotFinite); otherwise only headers
     and shapes are read.
+
+    custom: the class of an SAE whose architecture is `custom`; what its `from_native(cfg, tensors)`
+    makes is returned. Nothing in a file ever names an import.
 
     Raises a SaezooError: BadName, UnknownSAE, FetchError, FormatError, ConfigError or one of their
     children.
@@ -57,9 +65,13 @@ def load_sae(
     weights = read_weights(fetched, entry)
     if verify:
         refuse_not_finite(weights.tensors, entry.name)
-    sae = build_sae(weights.cfg, weights.tensors, device=device, dtype=dtype, where=entry.name)
-    sae.folder = fetched.path if fetched.path.is_dir() else fetched.path.parent
-    return sae
+    if isinstance(weights.cfg, SAEConfig) and (custom is not None or weights.cfg.custom):
+        check_tensors(weights.cfg, weights.tensors, entry.name)
+        return build_custom(weights.cfg, weights.tensors, custom, device, dtype, entry.name)
+    made = build(weights.cfg, weights.tensors, device=device, dtype=dtype, where=entry.name)
+    if isinstance(made, SAE):
+        made.folder = fetched.path if fetched.path.is_dir() else fetched.path.parent
+    return made
 
 
 def load_saes(
@@ -100,14 +112,18 @@ def load_saes(
             f"{rows[0]['name']}. They differ in {what_narrows(rows)}"
         )
     return {
-        layer: load_sae(
+        layer: need_sae(
+            load_sae(
+                found[layer][0]["name"],
+                device=device,
+                dtype=dtype,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                verify=verify,
+            ),
             found[layer][0]["name"],
-            device=device,
-            dtype=dtype,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            verify=verify,
+            "load_saes",
         )
         for layer in sorted(found)
     }
@@ -122,9 +138,11 @@ def read_weights(fetched: Fetched, entry: Entry | None, *, keep: bool = True) ->
     return Weights(_with_registry_facts(weights.cfg, entry), weights.tensors)
 
 
-def _with_registry_facts(cfg: SAEConfig, entry: Entry | None) -> SAEConfig:
-    """Fill in what the files do not say; what they do say stays."""
-    if entry is None:
+def _with_registry_facts(cfg: AnyConfig, entry: Entry | None) -> AnyConfig:
+    """Fill in what the files do not say; what they do say stays. Specs with many sites are
+    completed by their readers.
+    """
+    if entry is None or not isinstance(cfg, SAEConfig):
         return cfg
     facts: dict[str, object] = {}
     for key in ("site", "out_site"):

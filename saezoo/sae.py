@@ -7,7 +7,7 @@ feature-major (a contiguous row per feature), because every sparse operation gat
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,14 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saezoo.config import ConstantNorm, LayerNorm, SAEConfig, Scale
-from saezoo.errors import FormatError, InputError
+from saezoo.custom import needs_class
+from saezoo.errors import ConfigError, FormatError, InputError
 from saezoo.sparse import (
     SparseFeatures,
     decode_dense,
     decode_sparse,
     pack_active,
     pack_chosen,
+    pack_places,
     top_k,
+    top_of_all,
 )
 
 if TYPE_CHECKING:
@@ -34,6 +37,9 @@ MATRICES = ("W_enc_rows", "W_dec", "W_skip")
 """Tensors that follow the dtype asked for; all others stay float32, because a 16-bit threshold
 flips features.
 """
+
+CHOOSING = ("topk", "groupmax", "tensor_topk")
+"""Architectures that choose a number of features, and so never need the dense ones."""
 
 CHUNK = 2**25
 """Pre-activations computed at a time when no gradient is wanted: bounds memory at 128 MB
@@ -61,6 +67,8 @@ class SAE(nn.Module):
 
     def __init__(self, cfg: SAEConfig, *, device: str | torch.device | None = None) -> None:
         super().__init__()
+        if cfg.custom is not None:
+            raise ConfigError(needs_class(cfg, "this SAE"))
         self.cfg = cfg
         self.d_in, self.d_sae, self.d_out = cfg.d_in, cfg.d_sae, cfg.d_out or cfg.d_in
         for name, shape in cfg.tensor_shapes().items():
@@ -77,9 +85,9 @@ class SAE(nn.Module):
         cls, release: "str | Path", sae_id: str | None = None, **options: Any
     ) -> "SAE":
         """`load_sae` under the name that SAELens uses. Returns the SAE alone, not a tuple."""
-        from saezoo.load import load_sae
+        from saezoo.load import load_sae, need_sae
 
-        return load_sae(release, sae_id, **options)
+        return need_sae(load_sae(release, sae_id, **options), str(release), "SAE.from_pretrained")
 
     @property
     def W_enc(self) -> Tensor:
@@ -99,7 +107,7 @@ class SAE(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """Features of activations (…, d_in) as dense (…, d_sae)."""
         self._check_input(x)
-        if self.cfg.architecture in ("topk", "groupmax"):
+        if self.cfg.architecture in CHOOSING:
             return self._encode_chosen(x).to_dense()
         return self._encode_dense(x)
 
@@ -108,7 +116,7 @@ class SAE(nn.Module):
         out.
         """
         self._check_input(x)
-        if self.cfg.architecture in ("topk", "groupmax"):
+        if self.cfg.architecture in CHOOSING:
             return self._encode_chosen(x)
         return pack_active(self._encode_dense(x))
 
@@ -159,7 +167,7 @@ class SAE(nn.Module):
         x's dtype.
         """
         self._check_input(x)
-        if self.cfg.architecture in ("topk", "groupmax"):
+        if self.cfg.architecture in CHOOSING:
             return self.decode(self._encode_chosen(x), x)
         return self.decode(self._encode_dense(x), x)
 
@@ -180,14 +188,15 @@ class SAE(nn.Module):
         return features.to(self.dtype)
 
     def _encode_chosen(self, x: Tensor) -> SparseFeatures:
-        """topk and groupmax, some tokens at a time when no gradient is wanted."""
+        """Those of CHOOSING, some tokens at a time when no gradient is wanted."""
         flat = x.reshape(-1, self.d_in)
         rows = max(1, CHUNK // self.d_sae)
-        if torch.is_grad_enabled() and x.requires_grad or flat.shape[0] <= rows:
-            values, indices = self._choose(flat)
-        else:
-            parts = [self._choose(part) for part in flat.split(rows)]
-            values, indices = (torch.cat(column) for column in zip(*parts, strict=True))
+        whole = torch.is_grad_enabled() and x.requires_grad or flat.shape[0] <= rows
+        pieces = (flat,) if whole else flat.split(rows)
+        if self.cfg.architecture == "tensor_topk":
+            return self._choose_of_all(pieces, torch.Size((*x.shape[:-1], self.d_sae)))
+        parts = [self._choose(piece) for piece in pieces]
+        values, indices = (torch.cat(column) for column in zip(*parts, strict=True))
         shape = (*x.shape[:-1], values.shape[-1])
         in_order = (
             self.cfg.architecture == "topk"
@@ -217,6 +226,17 @@ class SAE(nn.Module):
         if cfg.decoder_norm == "rank" and norms is not None:
             values = values / norms[indices]
         return values.to(self.dtype), indices
+
+    def _choose_of_all(self, pieces: Sequence[Tensor], shape: torch.Size) -> SparseFeatures:
+        """tensor_topk: of all tokens' pre-activations together the k * tokens largest."""
+        assert self.cfg.k is not None
+        norms = self._decoder_norms() if self.cfg.decoder_norm != "none" else None
+        pres = (self._pre(self._inward(piece)) for piece in pieces)
+        scaled = pres if norms is None else (pre * norms for pre in pres)
+        values, places = top_of_all(scaled, self.cfg.k * shape[:-1].numel())
+        if self.cfg.decoder_norm == "rank" and norms is not None:
+            values = values / norms[places % self.d_sae]
+        return pack_places(values.to(self.dtype), places, shape)
 
     def _inward(self, x: Tensor) -> Tensor:
         """x as the encoder wants it: normalised, biases subtracted, in the compute dtype."""
@@ -256,13 +276,21 @@ class SAE(nn.Module):
         return F.linear(z, self.W_enc_rows).to(self.b_enc.dtype) + self.b_enc
 
     def _decoder_norms(self) -> Tensor:
-        return self.W_dec.to(self.b_dec.dtype).norm(dim=1)
+        return torch.linalg.vector_norm(self.W_dec, dim=1, dtype=self.b_dec.dtype)
 
     def _contiguous_decoder(self) -> None:
         # gathering rows of a strided W_dec would copy the whole matrix at each call; so it is
         # copied once, when first needed
         if not self.W_dec.is_contiguous():
+            tied = self._is_tied()
             self.W_dec.data = self.W_dec.data.contiguous()
+            if tied:
+                self.W_enc_rows.data = self.W_dec.data
+
+    def _is_tied(self) -> bool:
+        """Whether both matrices are one in memory, as they are of a file that has one for both."""
+        a, b = self.W_dec, self.W_enc_rows
+        return not a.is_meta and (a.data_ptr(), a.stride()) == (b.data_ptr(), b.stride())
 
     def _check_input(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):
@@ -313,7 +341,12 @@ class SAE(nn.Module):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SAE":
-        """`.to`, `.half`, `.bfloat16` …: thresholds and biases move, but never go below float32."""
+        """`.to`, `.half`, `.bfloat16` …: thresholds and biases move, but never go below float32;
+        tied matrices stay one.
+        """
+        tied = self._is_tied()
+        if tied:
+            self.W_dec.data = self.W_dec.data.new_empty(0)
         before = {
             name: value.data for name, value in self.named_parameters() if name not in MATRICES
         }
@@ -321,6 +354,8 @@ class SAE(nn.Module):
         for name, value in self.named_parameters():
             if name in before and value.dtype in (torch.float16, torch.bfloat16):
                 value.data = before[name].to(device=value.device)
+        if tied:
+            self.W_dec.data = self.W_enc_rows.data
         return self
 
     def extra_repr(self) -> str:
@@ -354,8 +389,10 @@ def build_sae(
 
     dtype=None keeps the stored dtype, except that 16-bit weights become float32 on a CPU, whose
     16-bit products are slow. Raises FormatError when tensors are missing, unknown, of the wrong
-    shape or not floating point.
+    shape or not floating point, ConfigError for architecture custom.
     """
+    if cfg.custom is not None:
+        raise ConfigError(needs_class(cfg, where))
     check_tensors(cfg, tensors, where)
     device = torch.device(device)
     stored = tensors["W_enc_rows"].dtype
@@ -368,7 +405,9 @@ def build_sae(
     state = {
         name: value.to(device=device, dtype=dtype if name in MATRICES else small)
         for name, value in tensors.items()
+        if name != "W_dec" or value is not tensors["W_enc_rows"]
     }
+    state.setdefault("W_dec", state["W_enc_rows"])
     sae = SAE(cfg, device="meta")
     sae.load_state_dict(state, assign=True, strict=True)
     return sae.requires_grad_(False).eval()
@@ -388,5 +427,5 @@ def check_tensors(cfg: SAEConfig, tensors: Mapping[str, Tensor], where: str) -> 
     for name, shape in shapes.items():
         if tuple(tensors[name].shape) != shape:
             raise FormatError(f"{where}: {name} is {tuple(tensors[name].shape)}, expected {shape}")
-        if not tensors[name].is_floating_point():
+        if cfg.custom is None and not tensors[name].is_floating_point():
             raise FormatError(f"{where}: {name} is {tensors[name].dtype}, expected a float dtype")

@@ -5,20 +5,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from saezoo.build import Model, spec_of, tensors_of
 from saezoo.errors import FormatError
 from saezoo.files import write_folder
 from saezoo.formats import FORMATS, native
-from saezoo.sae import SAE
 
 
-def save_sae(sae: SAE, folder: str | os.PathLike[str]) -> Path:
-    """Write an SAE as a native folder, atomically; an existing native folder is replaced. Returns
-    the folder.
+def save_sae(sae: Model, folder: str | os.PathLike[str]) -> Path:
+    """Write an SAE, or what spans several layers or models, as a native folder, atomically; an
+    existing native folder is replaced. Returns the folder.
 
     Raises FormatError when `folder` exists and is something else.
     """
     with new_folder(Path(folder), "native") as work:
-        native.write(sae.cfg, {name: value.data for name, value in sae.named_parameters()}, work)
+        native.write(spec_of(sae), tensors_of(sae), work)
     return Path(folder)
 
 
@@ -32,7 +32,8 @@ def new_folder(folder: Path, format_name: str) -> Iterator[Path]:
     if folder.is_dir():
         form = FORMATS[format_name]
         names = {item.name for item in folder.iterdir()}
-        ours = set(form.files) <= names <= set(form.files) | set(form.optional)
+        known = {*form.files, *form.optional, *form.layer_files_in(names)}
+        ours = set(form.files) <= names <= known
         if names and not ours:
             raise FormatError(
                 f"{folder} exists and is not a {format_name} folder alone: "

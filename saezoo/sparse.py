@@ -2,6 +2,7 @@
 reconstruction.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -75,22 +76,55 @@ def pack_chosen(
     return SparseFeatures(values, indices.masked_fill(~used, 0), used.sum(-1), d_sae)
 
 
+def top_of_all(parts: Iterable[Tensor], count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest positive numbers of (tokens, n) that comes in parts of some tokens each.
+    Returns (values, places), the places counted through the whole row by row, ascending.
+
+    Among equal numbers the first places win, so how the tokens are parted changes nothing. NaN
+    counts as largest, as in torch.topk. Memory: a part, and what is kept of all.
+    """
+    values, places = torch.empty(0), torch.empty(0, dtype=torch.int64)
+    start, floor = 0, 0.0
+    for part in parts:
+        flat, keys = part.reshape(-1), part.detach().reshape(-1)
+        above = ~(keys <= floor)
+        if int(above.count_nonzero()) > count > 0:
+            above &= ~(keys < keys.topk(count, sorted=False).values.min())
+        found = above.nonzero().squeeze(-1)
+        values = torch.cat([values.to(flat), flat[found]])
+        places = torch.cat([places.to(found), found + start])
+        start += flat.numel()
+        if len(values) >= count > 0:
+            best = values.detach().argsort(descending=True, stable=True)[:count].sort().values
+            values, places = values[best], places[best]
+            floor = float(values.detach().min())
+    return values, places
+
+
 def pack_active(dense: Tensor) -> SparseFeatures:
     """Every non-zero of (…, d_sae), never a cut: k_max is the largest count among the tokens."""
-    flat = dense.reshape(-1, dense.shape[-1])
-    rows, columns = flat.nonzero(as_tuple=True)
-    counts = torch.bincount(rows, minlength=flat.shape[0])
+    flat = dense.reshape(-1)
+    places = flat.nonzero().squeeze(-1)
+    return pack_places(flat[places], places, dense.shape)
+
+
+def pack_places(values: Tensor, places: Tensor, shape: torch.Size) -> SparseFeatures:
+    """SparseFeatures of dense ones (…, d_sae) of this shape, of which only `values` at `places`,
+    counted through the whole row by row and ascending, are not 0.
+    """
+    d_sae, lead = shape[-1], shape[:-1]
+    rows, columns = places // d_sae, places % d_sae
+    counts = torch.bincount(rows, minlength=lead.numel())
     k_max = int(counts.max()) if counts.numel() else 0
-    slots = torch.arange(rows.numel(), device=dense.device) - (counts.cumsum(0) - counts)[rows]
-    values = flat.new_zeros(flat.shape[0], k_max).index_put((rows, slots), flat[rows, columns])
-    indices = columns.new_zeros(flat.shape[0], k_max).index_put((rows, slots), columns)
-    order = values.abs().argsort(dim=-1, descending=True, stable=True)
-    lead = dense.shape[:-1]
+    slots = torch.arange(rows.numel(), device=values.device) - (counts.cumsum(0) - counts)[rows]
+    packed = values.new_zeros(lead.numel(), k_max).index_put((rows, slots), values)
+    indices = columns.new_zeros(lead.numel(), k_max).index_put((rows, slots), columns)
+    order = packed.abs().argsort(dim=-1, descending=True, stable=True)
     return SparseFeatures(
-        values.gather(-1, order).reshape(*lead, k_max),
+        packed.gather(-1, order).reshape(*lead, k_max),
         indices.gather(-1, order).reshape(*lead, k_max),
         counts.reshape(lead),
-        dense.shape[-1],
+        d_sae,
     )
 
 
@@ -132,3 +166,31 @@ def decode_dense(features: Tensor, W_dec: Tensor) -> Tensor:
         per_sample_weights=flat[rows, columns],
     )
     return out.reshape(*features.shape[:-1], W_dec.shape[1])
+
+
+FOLD = 8
+"""How many keys one maximum stands for, at each level of `largest`."""
+
+
+def largest(keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest keys of (…, n) and their indices, both (…, k), largest first. Exact; of equal
+    keys any may be chosen.
+
+    Keys are folded to maxima, again and again. The k largest of a level lie under the k largest
+    maxima of the level above, so from the top down only k * FOLD keys are looked at each time, and
+    most of a row is read once.
+    """
+    levels = [keys]
+    while keys.device.type == "cpu":
+        n = levels[-1].shape[-1]
+        if n % FOLD or n < FOLD * k:
+            break
+        # strided, not adjacent, keys share a maximum: that reads whole vectors
+        levels.append(levels[-1].unflatten(-1, (FOLD, n // FOLD)).amax(-2))
+    values, chosen = levels.pop().topk(k, dim=-1, sorted=not levels)
+    for level in reversed(levels):
+        strides = torch.arange(0, level.shape[-1], level.shape[-1] // FOLD).unsqueeze(-1)
+        candidates = (chosen.unsqueeze(-2) + strides).flatten(-2)
+        values, best = level.gather(-1, candidates).topk(k, dim=-1, sorted=level is keys)
+        chosen = candidates.gather(-1, best)
+    return values, chosen

@@ -18,10 +18,30 @@ from saezoo.entry import Entry
 from saezoo.errors import FormatError, MissingFile, SaezooError, UnsafeFile
 from saezoo.formats import detect, format_module
 from saezoo.load import load_sae
-from tests.origins import dictionary_learning, openai, sparsify
+from tests.origins import (
+    dictionary_learning,
+    esmc,
+    evo2,
+    goodfire,
+    interplm,
+    kissane_attn,
+    llama_scope,
+    llama_scope_r1,
+    llamascopium,
+    mlsae,
+    openai,
+    qwen_scope,
+    sparsify,
+)
 from tests.origins._origin import D, N
 
 SAE, TOPK, GATED = sparsify.ORIGINS[0], openai.ORIGINS[0], dictionary_learning.ORIGINS[3]
+SCOPE, R1, SCOPIUM = llama_scope.ORIGINS[0], llama_scope_r1.ORIGINS[0], llamascopium.ORIGINS[0]
+GOODFIRE, QRESEARCH, TIED = goodfire.ORIGINS[0], goodfire.ORIGINS[3], evo2.ORIGINS[0]
+QWEN, KISSANE, LAYERS = qwen_scope.ORIGINS[0], kissane_attn.ORIGINS[0], mlsae.ORIGINS[0]
+PROTEIN, CAMBRIAN = interplm.ORIGINS[2], esmc.ORIGINS[0]
+PICKLED = [TOPK, GATED, GOODFIRE, QRESEARCH, TIED, QWEN, KISSANE, PROTEIN]
+MAPPED = [SAE, SCOPE, R1, SCOPIUM, LAYERS, CAMBRIAN]
 
 
 def write(origin, folder, **changes):
@@ -52,6 +72,39 @@ CHANGED = [
     (GATED, {"r_mag": None}, "r_mag"),
     (GATED, {"extra": torch.zeros(2)}, "extra"),
     (GATED, {"gate_bias": torch.zeros(N + 1)}, "b_gate"),
+    (SCOPE, {"decoder.bias": None}, "decoder.bias"),
+    (SCOPE, {"extra": torch.zeros(2)}, "extra"),
+    (SCOPE, {"encoder.bias": torch.zeros(N + 1)}, "b_enc"),
+    (SCOPE, {"encoder_glu.weight": torch.zeros(N, D)}, "GLU"),
+    (R1, {"log_jumprelu_threshold": None}, "log_jumprelu_threshold"),
+    (R1, {"encoder.weight": torch.zeros(N)}, "2 dimensions"),
+    (R1, {"encoder.bias": torch.zeros(N, dtype=torch.int64)}, "int64"),
+    (SCOPIUM, {"W_D": torch.zeros(D, N)}, "W_dec"),
+    (SCOPIUM, {"W_E_glu": torch.zeros(D, N), "b_E_glu": torch.zeros(N)}, "GLU"),
+    (SCOPIUM, {"extra": torch.zeros(2)}, "extra"),
+    (SCOPIUM, {llamascopium.NORM + llamascopium.OUT: None}, llamascopium.OUT),
+    (SCOPIUM, {llamascopium.NORM + llamascopium.OUT: torch.tensor(0.0)}, "positive number"),
+    (SCOPIUM, {llamascopium.NORM + llamascopium.OUT: torch.tensor(float("nan"))}, "nan"),
+    (SCOPIUM, {llamascopium.NORM + llamascopium.OUT: torch.ones(2)}, "positive number"),
+    (GOODFIRE, {"encoder_linear.bias": None}, "encoder_linear.bias"),
+    (GOODFIRE, {"decoder_linear.weight": torch.zeros(N, D)}, "W_dec"),
+    (GOODFIRE, {"encoder_linear.weight": "words"}, "str"),
+    (QRESEARCH, {"extra": torch.zeros(2)}, "extra"),
+    (TIED, {"extra": torch.zeros(2)}, "extra"),
+    (TIED, {"W": torch.zeros(N, D)}, "b_dec"),
+    (QWEN, {"W_enc": torch.zeros(D, N), "W_dec": torch.zeros(N, D)}, "d_model"),
+    (QWEN, {"b_dec": None}, "b_dec"),
+    (KISSANE, {"W_enc": torch.zeros(N, D)}, "act_size"),
+    (KISSANE, {"scale": torch.zeros(2)}, "scale"),
+    (LAYERS, {"pre_encoder_bias": None}, "pre_encoder_bias"),
+    (LAYERS, {"autoencoder.encoder.weight": torch.zeros(N, D)}, "-tfm"),
+    (LAYERS, {"encoder.weight": torch.zeros(N + 1, D)}, "n_latents"),
+    (PROTEIN, {"bias": None}, "bias"),
+    (PROTEIN, {"decoder.bias": torch.zeros(D)}, "decoder.bias"),
+    (PROTEIN, {"normalize_to_sqrt_d": torch.tensor(2.0)}, "normalize_to_sqrt_d"),
+    (PROTEIN, {"activation_rescale_factor": torch.zeros(N + 1)}, "activation_rescale_factor"),
+    (CAMBRIAN, {"b_enc": torch.zeros(N)}, "b_enc"),
+    (CAMBRIAN, {"W_enc": torch.zeros(D, N + 1)}, "codebook_dim"),
 ]
 
 
@@ -133,7 +186,7 @@ def test_activations_that_openais_code_does_not_have_are_refused(activation, sta
 
 
 @pytest.mark.parametrize("fact", [{"d_in": 7}, {"d_sae": 25}, {"k": 4}], ids=str)
-@pytest.mark.parametrize("origin", [SAE, TOPK], ids=str)
+@pytest.mark.parametrize("origin", [SAE, TOPK, TIED, QWEN, LAYERS, CAMBRIAN], ids=str)
 def test_a_file_that_contradicts_the_registry_is_refused(origin, fact, tmp_path):
     path = write(origin, tmp_path)
     with pytest.raises(FormatError, match="registry states"):
@@ -150,13 +203,13 @@ class Bomb:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("origin", [TOPK, GATED], ids=str)
+@pytest.mark.parametrize("origin", PICKLED, ids=str)
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "legacy"])
 def test_a_pickle_that_wants_to_run_code_is_refused_and_runs_none(origin, old, tmp_path):
     path = write(origin, tmp_path)
     file = path / "ae.pt" if path.is_dir() else path
     torch.save({"bias": Bomb(tmp_path / "run")}, file, _use_new_zipfile_serialization=not old)
-    refused(path, UnsafeFile, "more than tensors")
+    refused(path, UnsafeFile, "more than tensors", format=origin.format)
     file.write_bytes(pickle.dumps(Bomb(tmp_path / "run")))
     refused(path, FormatError, file.name)
     assert not (tmp_path / "run").exists()
@@ -190,24 +243,26 @@ def test_an_archive_that_says_it_holds_terabytes_is_refused_unread(tmp_path):
     refused(path, FormatError, "ae.pt")
 
 
-@pytest.mark.parametrize("origin", [SAE, TOPK, GATED], ids=str)
+@pytest.mark.parametrize("origin", [*PICKLED, *MAPPED], ids=str)
 @pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.97])
 def test_a_file_cut_short_is_not_taken_for_whole(origin, keep, tmp_path):
     path = write(origin, tmp_path)
-    file = path if path.is_file() else next(path.glob("*.pt"), path / "sae.safetensors")
+    weights = [*path.rglob("*.pt"), *path.rglob("*.safetensors")]
+    file = path if path.is_file() else weights[0]
     raw = file.read_bytes()
     file.write_bytes(raw[: int(len(raw) * keep)])
     refused(path, FormatError, file.name)
 
 
-@pytest.mark.parametrize("origin", [SAE, TOPK, GATED], ids=str)
+@pytest.mark.parametrize("origin", [*PICKLED, *MAPPED], ids=str)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_damage_ends_in_a_saezoo_error_or_a_module_of_sound_shapes(
     origin, data, tmp_path_factory
 ):
     path = write(origin, tmp_path_factory.mktemp("fuzz"))
-    files = [path] if path.is_file() else sorted(path.iterdir())
+    folder = path.parent if path.is_file() else path
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
     file = data.draw(st.sampled_from(files))
     raw = bytearray(file.read_bytes())
     for _ in range(data.draw(st.integers(1, 5))):

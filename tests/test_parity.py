@@ -9,9 +9,18 @@ from saezoo.load import load_sae
 from saezoo.numerics import TOLERANCE, close, largest_difference
 from tests.origins import (
     dictionary_learning,
+    esmc,
     gemma_scope,
     gemma_scope_2,
+    goodfire,
+    interplm,
+    kissane_attn,
+    llama_scope,
+    llama_scope_r1,
+    llamascopium,
+    mlsae,
     openai,
+    qwen_scope,
     saelens,
     sparsify,
 )
@@ -24,6 +33,15 @@ ORIGINS = [
     *saelens.ORIGINS,
     *gemma_scope.ORIGINS,
     *gemma_scope_2.ORIGINS,
+    *llama_scope.ORIGINS,
+    *llama_scope_r1.ORIGINS,
+    *llamascopium.ORIGINS,
+    *goodfire.ORIGINS,
+    *qwen_scope.ORIGINS,
+    *kissane_attn.ORIGINS,
+    *mlsae.ORIGINS,
+    *interplm.ORIGINS,
+    *esmc.ORIGINS,
 ]
 each_origin = pytest.mark.parametrize("origin", ORIGINS, ids=str)
 

@@ -16,7 +16,7 @@ from saezoo.errors import (
     UnknownSAE,
 )
 from saezoo.find import find_sae
-from saezoo.formats import FORMATS, KNOWN_OF, format_module, is_read
+from saezoo.formats import FAMILIES, FORMATS, KNOWN_OF, format_module, is_read
 from saezoo.hub import fetch
 from saezoo.index import make_index
 from saezoo.registry import expand, match_open, read_release, release_names
@@ -214,9 +214,9 @@ def test_every_file_of_the_registry_holds(release):
         entries += [match_open(known, key) for key in ids]
     assert entries
     for entry in entries:
-        assert entry.format in (*FORMATS, *KNOWN_OF)
+        assert entry.format in (*FORMATS, *FAMILIES, *KNOWN_OF)
         assert entry.model
-        if is_read(entry.format) and not entry.unverified:
+        if is_read(entry.format) and not entry.unverified and entry.format not in FAMILIES:
             # a normalised stream without its gain is no module's output
             assert entry.site.module or entry.site.hook_name.endswith("hook_normalized")
         assert not re.search(r"\{\w+\}", str(entry.to_json()))
@@ -442,17 +442,23 @@ def test_an_open_release_is_listed_by_the_folders_of_its_repo_and_says_when_it_c
     }
 
 
-def test_a_format_that_is_only_known_of_is_found_and_listed_and_refused_before_any_fetch():
-    entry = find_sae("qwen-scope-3-8b-base-w64k-l50/layer3")
-    assert (entry.k, entry.d_sae, entry.site.module) == (50, 65536, "model.layers.3")
-    assert entry.use_restriction
+def test_a_format_that_cannot_be_read_is_found_and_listed_and_refused_before_any_fetch():
+    entry = find_sae("temporal-sae-gemma-2-2b/blocks.12.hook_resid_post")
+    assert (entry.l0, entry.site.module) == (192, "model.layers.12")
     assert not is_read(entry.format)
-    assert len(list_saes(model="Qwen3-8B-Base", layer=3, width="65k")) == 2
-    for refused in (lambda: fetch(entry), lambda: format_module("qwen_scope")):
-        with pytest.raises(FormatError, match="its format qwen_scope is known but not read yet"):
+    assert len(list_saes(release="temporal-sae-gemma-2-2b")) == 1
+    for refused in (lambda: fetch(entry), lambda: format_module("temporal")):
+        with pytest.raises(FormatError, match="its format temporal cannot be read: its codes come"):
             refused()
     with pytest.raises(FormatError, match="no format 'whatever'"):
         fetch(entry, format="whatever")
+
+
+def test_how_an_sae_may_be_used_and_its_k_are_in_the_registry():
+    entry = find_sae("qwen-scope-3-8b-base-w64k-l50/layer3")
+    assert (entry.k, entry.d_sae, entry.site.module) == (50, 65536, "model.layers.3")
+    assert entry.use_restriction
+    assert len(list_saes(model="Qwen3-8B-Base", layer=3, width="65k")) == 2
 
 
 @pytest.mark.parametrize(

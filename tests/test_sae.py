@@ -90,6 +90,17 @@ def groupmax(sae: SAE, z: Tensor) -> Tensor:
     return out
 
 
+def tensor_topk(sae: SAE, z: Tensor) -> Tensor:
+    """The K * tokens largest of all, one at a time."""
+    a = pre(sae, z).clamp_min(0)
+    norms = sae.W_dec.norm(dim=1) if sae.cfg.decoder_norm == "rank" else 1
+    scores = (a * norms).detach().flatten()
+    mask = torch.zeros_like(scores)
+    for place in sorted(range(len(scores)), key=lambda i: -float(scores[i]))[: K * len(a)]:
+        mask[place] = 1
+    return a * mask.view_as(a)
+
+
 CASES = {
     "relu": (relu, {"architecture": "relu"}),
     "topk": (topk, {"architecture": "topk", "k": K}),
@@ -100,6 +111,11 @@ CASES = {
     "jumprelu without relu": (jumprelu_keep, {"architecture": "jumprelu", "relu_after": False}),
     "gated": (gated, {"architecture": "gated"}),
     "groupmax": (groupmax, {"architecture": "groupmax", "k": K}),
+    "tensor_topk": (tensor_topk, {"architecture": "tensor_topk", "k": K}),
+    "tensor_topk by decoder norm": (
+        tensor_topk,
+        {"architecture": "tensor_topk", "k": K, "decoder_norm": "rank"},
+    ),
 }
 each_case = pytest.mark.parametrize(("formula", "spec"), CASES.values(), ids=CASES)
 

@@ -33,10 +33,13 @@ def load_all(
     """SAEs by name, and the one language model that they read."""
     from saezoo.errors import CaptureError
     from saezoo.host import load_host
-    from saezoo.load import load_sae
+    from saezoo.load import load_sae, need_sae
 
     with console(err=True).status("loading the SAE and its language model"):
-        saes = {name: load_sae(name, cache_dir=cache_dir) for name in names}
+        saes = {
+            name: need_sae(load_sae(name, cache_dir=cache_dir), name, "this command")
+            for name in names
+        }
         hosts = {sae.cfg.model_name for sae in saes.values()}
         if model is None and len(hosts) > 1:
             said = ", ".join(str(host) for host in hosts)

@@ -116,13 +116,13 @@ def cache_activations(
 def _what(model: str, told: dict[str, Any]) -> "tuple[Site, TokenRule, SAEConfig | None]":
     """The site and rule that the options name, and the SAE's spec if they name one."""
     from saezoo.capture import DEFAULT_RULE
-    from saezoo.load import load_sae
+    from saezoo.load import load_sae, need_sae
 
     name, layer, where = told["name"], told["layer"], told["site"]
     if (name is None) == (layer is None and where is None):
         raise click.UsageError("give --sae, or --layer and --site")
     if name is not None:
-        cfg: SAEConfig | None = load_sae(name).cfg
+        cfg: SAEConfig | None = need_sae(load_sae(name), name, "saezoo cache-activations").cfg
         assert cfg is not None
         if cfg.site is None:
             raise click.UsageError(f"{name} does not say which site it reads: give --layer, --site")

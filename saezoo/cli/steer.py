@@ -77,7 +77,7 @@ def steer(
     from rich.text import Text
 
     from saezoo.host import SMOLLM2, load_host
-    from saezoo.load import load_sae
+    from saezoo.load import load_sae, need_sae
     from saezoo.steering import continuation
     from saezoo.steering import steer as steering
 
@@ -87,7 +87,7 @@ def steer(
     amounts = {feature: amount or 0.0 for feature, amount in features.items()}
     screen = console(err=True)
     with screen.status("loading the SAE and its language model"):
-        sae = load_sae(name)
+        sae = need_sae(load_sae(name), name, "saezoo steer")
         host = load_host(model or sae.cfg.model_name or SMOLLM2)
     screen.print(f"model: {host.took}", style="dim", markup=False)
     bos = sae.cfg.tokens.prepend_bos if sae.cfg.tokens else None

@@ -6,11 +6,13 @@ expects, is refused before memory is spent on it.
 """
 
 import json
+import logging
 import pickle
 import stat
+import sys
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from torch import Tensor
 from saezoo.entry import Entry
 from saezoo.errors import FormatError, MissingFile, NotFinite, UnsafeFile
 
+logger = logging.getLogger(__name__)
+
 MAX_BYTES = 64 * 2**30
 """The most that tensors may take where neither a config nor the registry says how large they
 are.
@@ -28,6 +32,9 @@ are.
 
 MAX_TEXT = 4 * 2**20
 """The largest JSON or YAML config."""
+
+BLOCK = 2**24
+"""Numbers that are looked at at a time."""
 
 BIG_ARRAY, MAX_DEFLATION = 64 * 2**20, 20
 """An array of more bytes than the first may not be compressed more than the second many times."""
@@ -44,6 +51,9 @@ def read_safetensors(path: Path, *, limit: int = MAX_BYTES) -> dict[str, Tensor]
     except FileNotFoundError:
         raise _missing(path) from None
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
+        if "No such file" in str(error):
+            # safetensors has an error of its own for a file that is being replaced
+            raise _missing(path) from None
         raise FormatError(
             f"{path}: not a whole safetensors file ({first_line(error)}); download it again"
         ) from None
@@ -83,6 +93,45 @@ def read_pickle(path: Path, *, limit: int = MAX_BYTES) -> Any:
     return value
 
 
+def read_state_dict(path: Path, *, inside: str | None = None) -> dict[str, Any]:
+    """What a `.safetensors` or a torch checkpoint holds, by name. inside: the entry of a checkpoint
+    that holds it. Raises what `read_safetensors` and `read_pickle` do.
+    """
+    if path.suffix == ".safetensors":
+        return dict(read_safetensors(path))
+    value = read_pickle(path)
+    if inside is not None and isinstance(value, Mapping):
+        value = value.get(inside)
+    if not isinstance(value, Mapping):
+        what = f"{inside} that is " if inside is not None else ""
+        raise FormatError(f"{path}: holds {what}{type(value).__name__}, expected a state dict")
+    return dict(value)
+
+
+def tensor_names(path: Path) -> set[str] | None:
+    """The names in a checkpoint, also those one level down, as `plain_name` has them; None where it
+    cannot be read.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return set(file.keys())
+        raw = read_pickle(path)
+    except (FormatError, SafetensorError, OSError, ValueError, RuntimeError, TypeError):
+        return None
+    if not isinstance(raw, Mapping):
+        return set()
+    below = [value for value in raw.values() if isinstance(value, Mapping)]
+    return {plain_name(str(key)) for part in (raw, *below) for key in part}
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name without what torch.compile and parallel training put before it."""
+    for prefix in ("_orig_mod.", "module."):
+        name = name.replace(prefix, "")
+    return name
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of bounded size."""
     size = need_file(path)
@@ -96,6 +145,31 @@ def read_json(path: Path) -> dict[str, Any]:
         raise FormatError(f"{path}: not JSON ({first_line(error)})") from None
     if not isinstance(data, dict):
         raise FormatError(f"{path}: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from a file of bounded size; aliases, which can blow a small file up, are
+    refused.
+    """
+    import yaml
+
+    size = need_file(path)
+    if size > MAX_TEXT:
+        raise UnsafeFile(f"{path}: {size:,} bytes is too much for a config")
+    try:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise UnsafeFile(f"{path}: YAML aliases are not read here")
+        data = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        if isinstance(error, UnsafeFile):
+            raise
+        raise FormatError(f"{path}: not YAML ({first_line(error)})") from None
+    if not isinstance(data, dict):
+        raise FormatError(f"{path}: expected a YAML mapping, got {type(data).__name__}")
     return data
 
 
@@ -113,6 +187,14 @@ def take(raw: dict[str, Tensor], key: str, where: Path, *, dims: int | None = No
     if dims is not None and value.dim() != dims:
         raise FormatError(f"{where}: {key} is {tuple(value.shape)}, expected {dims} dimensions")
     return value
+
+
+def join_rows(rows: Sequence[Tensor], where: Path, name: str) -> Tensor:
+    """Small tensors of each layer as one. Raises FormatError unless they have one shape."""
+    if len({(row.shape, row.dtype) for row in rows}) > 1:
+        shapes = ", ".join(sorted({f"{tuple(row.shape)} {row.dtype}" for row in rows}))
+        raise FormatError(f"{where}: {name} differs among the layers: {shapes}")
+    return torch.stack(list(rows))
 
 
 def whole_number(data: Mapping[str, Any], key: str, where: Path) -> int:
@@ -133,12 +215,37 @@ def yes_or_no(data: Mapping[str, Any], key: str, where: Path) -> bool:
     return value
 
 
+def positive(value: object, what: str, where: Path) -> float:
+    """A finite number above 0, also one that is stored as a tensor. Raises FormatError for anything
+    else.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value <= sys.float_info.max:  # type: ignore[operator]
+        raise FormatError(f"{where}: {what} is {value!r}, expected a positive number")
+    return float(value)  # type: ignore[arg-type]
+
+
 def expect_facts(entry: Entry | None, found: Mapping[str, object], where: Path) -> None:
     """Raise FormatError when the registry states another d_in, d_sae or k than the files have."""
     for key, value in found.items():
         stated = getattr(entry, key, None) if entry is not None else None
         if stated is not None and value is not None and stated != value:
             raise FormatError(f"{where}: {key} is {value}, but the registry states {stated}")
+
+
+def expect_sizes(data: Mapping[str, Any], found: Mapping[str, int], where: Path) -> None:
+    """Raise FormatError when a config states another size than the tensors have."""
+    for key, value in found.items():
+        if data.get(key) is not None and whole_number(data, key, where) != value:
+            raise FormatError(f"{where}: {key} is {data[key]}, but the tensors have {value}")
+
+
+def tell_unknown(data: Mapping[str, Any], known: Collection[str], where: Path) -> None:
+    """Log the keys of a config that no arithmetic reads, so that a new one can be noticed."""
+    if unknown := sorted(data.keys() - set(known)):
+        logger.info("%s: keys that are not read: %s", where, unknown)
 
 
 def refuse_rest(raw: Mapping[str, object], where: Path, title: str) -> None:
@@ -152,13 +259,36 @@ def refuse_rest(raw: Mapping[str, object], where: Path, title: str) -> None:
 def refuse_not_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """Raise NotFinite if any tensor holds NaN or infinity. Reads every weight."""
     for name, value in tensors.items():
-        # the sum of finite values is finite unless it overflows; so the costly look is rarely
-        # needed
-        if not torch.isfinite(value.detach().float().sum()) and not torch.isfinite(value).all():
-            bad = int((~torch.isfinite(value)).sum())
+        bad = sum(_not_finite(block) for block in _blocks(value.detach()))
+        if bad:
             raise NotFinite(
                 f"{where}: {name} has {bad:,} values that are NaN or infinite, of {value.numel():,}"
             )
+
+
+def same_tensors(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same dtype, shape and values, compared some rows at a time."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return all(torch.equal(*pair) for pair in zip(_blocks(one), _blocks(other), strict=True))
+
+
+def _blocks(value: Tensor) -> Iterator[Tensor]:
+    """A tensor some rows at a time: one of a mapped file may be larger than memory."""
+    if not value.dim() or not value.numel():
+        yield value
+        return
+    rows = max(1, BLOCK * len(value) // value.numel())
+    for start in range(0, len(value), rows):
+        yield value[start : start + rows]
+
+
+def _not_finite(block: Tensor) -> int:
+    """How many values are NaN or infinite."""
+    # the sum of finite values is finite unless it overflows; so the costly look is rarely needed
+    if torch.isfinite(block.float().sum()):
+        return 0
+    return int((~torch.isfinite(block)).sum())
 
 
 def need_file(path: Path) -> int:

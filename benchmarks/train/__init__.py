@@ -1,0 +1,1 @@
+"""Training beside the peers: the time of a step, and what comes out of equal tokens."""

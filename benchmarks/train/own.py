@@ -1,0 +1,65 @@
+"""This project's trainer behind the same interface: an architecture, fused Adam, and the native SAE
+that comes out.
+"""
+
+from typing import Any
+
+import torch
+from saezoo_train.architectures import ARCHITECTURES
+from saezoo_train.architectures.base import Setting
+from torch import Tensor
+
+from benchmarks.train.peers import Reconstruct, Task
+from saezoo.sae import build_sae
+
+BETA1 = {"gated": 0.0, "jumprelu": 0.0}
+
+
+class Own:
+    """Inputs of mean norm 1; the scale is folded away in `result`, which runs the exported SAE."""
+
+    def __init__(self, task: Task, architecture: str) -> None:
+        sample = task.sample
+        scale = float(1 / sample.norm(dim=-1).mean())
+        mean = sample.mean(0) * scale
+        kind = ARCHITECTURES[architecture]
+        options: dict[str, Any] = {"d_sae": task.d_sae} | task.options
+        if "k" in kind.Options.model_fields:
+            options["k"] = task.k
+        if "target_l0" in kind.Options.model_fields:
+            options.setdefault("target_l0", task.k)
+        setting = Setting(
+            mean_D=mean,
+            variance=float((sample * scale - mean).pow(2).sum(-1).mean()),
+            scale=scale,
+            sample_SD=sample * scale,
+            steps=task.steps,
+            batch=task.batch,
+            seed=task.seed,
+        )
+        self.task, self.scale = task, scale
+        self.model = kind(kind.Options(**options), setting)
+        self.lr = task.lr or 1e-3 * (5120 / task.d_sae) ** 0.5
+        betas = (BETA1.get(architecture, 0.9), 0.999)
+        self.adam = torch.optim.Adam(self.model.parameters(), lr=self.lr, betas=betas, fused=True)
+
+    def step(self, number: int, x: Tensor) -> None:
+        task = self.task
+        decay = max(1, round(task.steps * task.decay_share))
+        share = min(1.0, (number + 1) / max(task.warmup, 1), (task.steps - number) / decay)
+        self.adam.param_groups[0]["lr"] = self.lr * share
+        loss = self.model.training_step(x * self.scale, number).loss
+        self.adam.zero_grad(set_to_none=True)
+        loss.backward()
+        self.model.before_update()
+        self.adam.step()
+        self.model.after_update()
+
+    def result(self) -> Reconstruct:
+        sae = build_sae(*self.model.to_native({}))
+
+        def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:
+            features = sae.encode(x)
+            return sae.decode(features, x), features != 0
+
+        return reconstruct

@@ -1,0 +1,91 @@
+"""What comes out of equal tokens: FVU, L0 and dead features of each library's SAE, trained on the
+same activations in the same order. Medians of three seeds.
+
+python -m benchmarks.train.quality --acts TRAIN --held HELD [--only topk]
+
+A run that the results hold already is not run again, so an interrupted call goes on.
+"""
+
+import argparse
+import datetime
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks import _run
+
+ONE = Path(__file__).parent / "one.py"
+RUNS = _run.RESULTS / "train_quality_runs.json"
+TASKS: list[tuple[str, str, dict[str, Any]]] = [
+    ("saezoo", "topk", {}),
+    ("sparsify", "topk", {}),
+    ("sparsify, Adam", "topk", {"lr": 1e-3}),
+    ("dictionary_learning", "topk", {"lr": 1e-3}),
+    ("saezoo", "batchtopk", {}),
+    ("dictionary_learning", "batchtopk", {"lr": 1e-3}),
+    ("saezoo", "jumprelu", {}),
+    ("dictionary_learning", "jumprelu", {"lr": 1e-3}),
+    ("saezoo", "gated", {}),
+    ("dictionary_learning", "gated", {"lr": 1e-3}),
+]
+"""(library, architecture, options of one.py)."""
+
+
+def main() -> None:
+    made = argparse.ArgumentParser(description=__doc__)
+    made.add_argument("--acts", type=Path, required=True)
+    made.add_argument("--held", type=Path, required=True)
+    made.add_argument("--seeds", type=int, default=3)
+    made.add_argument("--only", action="append", help="architectures, instead of all")
+    words = made.parse_args()
+    peers = _run.need_peers()
+    runs: list[dict[str, Any]] = json.loads(RUNS.read_text()) if RUNS.is_file() else []
+    for seed in range(words.seeds):
+        for library, architecture, options in TASKS:
+            if words.only and architecture not in words.only:
+                continue
+            what = {"library": library, "architecture": architecture, "seed": seed} | options
+            if any(what.items() <= run.items() for run in runs):
+                continue
+            python = _run.own_python() if library == "saezoo" else peers
+            extra = [f"--{key}={value}" for key, value in options.items()]
+            files = ["--acts", str(words.acts), "--held", str(words.held), "--seed", str(seed)]
+            got = _run.child(python, ONE, library, architecture, *files, *extra)
+            today = datetime.datetime.now(datetime.UTC).date().isoformat()
+            runs.append(what | got | {"date": today})
+            RUNS.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+    _run.write_result("train_quality", SETTING, summary(runs))
+
+
+SETTING = (
+    "SmolLM2-135M-Instruct, output of layer 15, d 576, 1,000,000 tokens once, d_sae 8,192, k or "
+    "target L0 32, batch 1,024; FVU and L0 on 49,984 held-out tokens; dead: features that fire on "
+    "none of them nor of 262,144 training tokens; norms above three times the median left out"
+)
+
+
+def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each library and architecture: medians over the seeds, and which seeds."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for run in runs:
+        settings = {key: run[key] for key in ("lr", "penalty", "options") if key in run}
+        key = run["library"], run["architecture"], json.dumps(settings)
+        groups.setdefault(key, []).append(run)
+    return [
+        {
+            "library": library,
+            "architecture": architecture,
+            **json.loads(settings),
+            **{
+                key: round(statistics.median(run[key] for run in group), 4)
+                for key in ("fvu", "l0", "dead")
+            },
+            "fvu_of_seeds": [round(run["fvu"], 4) for run in group],
+        }
+        for (library, architecture, settings), group in groups.items()
+    ]
+
+
+if __name__ == "__main__":
+    main()
