@@ -2,8 +2,6 @@
 behind it.
 """
 
-from typing import Any
-
 from saezoo_train.architectures.base import Architecture, Setting, StepOutput
 from saezoo_train.architectures.batchtopk import BatchTopK
 from saezoo_train.architectures.gated import Gated
@@ -22,11 +20,3 @@ ARCHITECTURES: dict[str, type[Architecture]] = {
 }
 
 __all__ = ["ARCHITECTURES", "Architecture", "Setting", "StepOutput"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "TopKTrainer":
-        from saezoo_train.architectures._old import TopKTrainer
-
-        return TopKTrainer
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
