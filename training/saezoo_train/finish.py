@@ -55,7 +55,10 @@ def fold(
         "origin": recipe.origin or Origin(),
         "notes": notes,
     }
-    cfg, tensors = model.to_native(facts)
+    cfg, tensors = model.export(facts)
+    if cfg.custom is not None:
+        # what may be rounded only its author knows
+        return cfg, {name: value.detach().cpu() for name, value in tensors.items()}
     dtype = getattr(torch, recipe.save_dtype)
     return cfg, {
         name: (value.to(dtype) if value.dim() == 2 else value).detach().cpu()
@@ -152,6 +155,16 @@ def write_result(
         native.write(cfg, tensors, work)
         write_golden(sae, decided_tokens(sae, x.float())[:GOLDEN_TOKENS], work)
         save_file(stats, work / "stats.safetensors")
+        (work / "README.md").write_text(describe(cfg), encoding="utf-8")
+
+
+def write_custom(cfg: SAEConfig, tensors: dict[str, Tensor], facts: Facts, out: Path) -> None:
+    """Write the folder of an architecture that only its own class computes: no golden outputs, no
+    stats, and of the metrics those that need no forward pass.
+    """
+    cfg = cfg.model_copy(update={"metrics": facts})
+    with new_folder(out, "native") as work:
+        native.write(cfg, tensors, work)
         (work / "README.md").write_text(describe(cfg), encoding="utf-8")
 
 

@@ -1,12 +1,11 @@
 """Find an architecture by the name in a recipe: one of ours, or a class in one's own file."""
 
 import difflib
-import importlib
-import sys
 from pathlib import Path
 
 from saezoo.errors import ConfigError
 from saezoo_train.architectures import ARCHITECTURES, Architecture
+from saezoo_train.architectures.custom import load_architecture
 
 
 def find_architecture(name: str, near: Path | None = None) -> type[Architecture]:
@@ -29,28 +28,12 @@ def find_architecture(name: str, near: Path | None = None) -> type[Architecture]
 
 
 def _own(name: str, near: Path | None) -> type[Architecture]:
-    module_name, _, class_name = name.partition(":")
     if near is not None and any((near / file).exists() for file in MODEL_FILES):
         raise ConfigError(
             f"architecture {name!r}: the recipe lies in a model's folder ({near}), and no code is "
             "run from there; copy both files elsewhere if you trust them"
         )
-    if near is not None and str(near) not in sys.path:
-        sys.path.insert(0, str(near))
-    try:
-        found = getattr(importlib.import_module(module_name), class_name, None)
-    except ImportError as error:
-        beside = f"beside the recipe in {near}, or " if near else ""
-        raise ConfigError(
-            f"architecture {name!r}: {error}; {module_name}.py should lie {beside}where Python "
-            "finds modules"
-        ) from None
-    if not (isinstance(found, type) and issubclass(found, Architecture)):
-        raise ConfigError(
-            f"architecture {name!r}: {class_name} is no subclass of "
-            "saezoo_train.architectures.Architecture"
-        )
-    return found
+    return load_architecture(name, near)
 
 
 MODEL_FILES = ("config.json", "sae.safetensors")

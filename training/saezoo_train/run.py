@@ -29,6 +29,7 @@ from saezoo_train.finish import (
     fold,
     measure,
     measure_rows,
+    write_custom,
     write_result,
 )
 from saezoo_train.folder import RunFolder
@@ -185,9 +186,13 @@ def _finish(
     """Measure the rounded weights and write the result."""
     recipe = ready.recipe
     cfg, tensors = fold(recipe, ready.site, trainer.model, moments.median_norm)
+    if cfg.custom is not None:
+        facts: Facts = {"training_tokens": recipe.steps * recipe.batch}
+        write_custom(cfg, tensors, facts, folder.out)
+        return facts
     sae = build_sae(cfg, tensors)
     max_norm = moments.max_norm(recipe.tokens.max_norm_factor)
-    facts: Facts = {
+    facts = {
         "training_tokens": recipe.steps * recipe.batch,
         "held_out_documents": len(ready.pieces),
     }
