@@ -335,3 +335,35 @@ def test_activations_with_nan_and_an_sae_without_a_site_are_refused():
         model.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
     with pytest.raises(SaezooError, match="NaN"):
         evaluate(model, Tokenizer(), sae, TEXTS)
+
+
+def test_features_that_depend_on_each_other_are_chosen_over_a_whole_batch(llama):
+    sae = make_sae({"module": "model.layers.1"}, architecture="tensor_topk")
+    piece = PIECES[0]
+    x = capture(llama, sae.cfg.site, torch.tensor([piece]))[0]
+    on = (sae.encode(x) != 0).sum(-1)
+    got = one(llama, sae, [piece])
+    assert got.l0.tolist() == on[1:].tolist()
+    assert len(set(on.tolist())) > 1
+
+
+class OwnSAE(torch.nn.Module):
+    """What a trainer's own architecture offers: no dense encode, no d_out."""
+
+    def __init__(self, sae):
+        super().__init__()
+        self.sae, self.d_in, self.d_sae = sae, sae.d_in, sae.d_sae
+        custom = {"name": "mine:Mine", "tensors": {"W": (1,)}}
+        facts = {"architecture": "custom", "k": None, "custom": custom}
+        self.cfg = SAEConfig.from_json(sae.cfg.to_json() | facts)
+
+    def encode_sparse(self, x):
+        return self.sae.encode_sparse(x)
+
+    def decode(self, features, x=None):
+        return self.sae.decode(features, x)
+
+
+def test_an_architecture_of_one_s_own_is_measured_by_what_it_offers(llama):
+    sae = make_sae({"module": "model.layers.1"})
+    assert one(llama, OwnSAE(sae)).metrics == one(llama, sae).metrics
