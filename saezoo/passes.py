@@ -181,10 +181,16 @@ class _AllSeen(BaseException):
 
 
 def see_places(
-    model: nn.Module, places: dict[Hashable, Place], ids: Tensor, mask: Tensor
+    model: nn.Module,
+    places: dict[Hashable, Place],
+    ids: Tensor,
+    mask: Tensor,
+    *,
+    all_of_them: bool = True,
 ) -> dict[Hashable, Tensor]:
     """The tensors (batch, positions, d) of several places, without gradient, from one forward pass
-    that ends when all were seen. Raises CaptureError for a place that did not run.
+    that ends when all were seen. Raises CaptureError for a place that did not run; it is left out
+    without `all_of_them`.
     """
     seen: dict[Hashable, Tensor] = {}
 
@@ -202,7 +208,8 @@ def see_places(
         for key, place in places.items():
             stack.callback(hook_place(place, stop_at_last(key)).remove)
         run_model(model, ids, mask)
-    _refuse_silent(places, seen)
+    if all_of_them:
+        _refuse_silent(places, seen)
     return seen
 
 
