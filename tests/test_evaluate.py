@@ -20,7 +20,9 @@ from saezoo.evaluation import (
     evaluate_pieces,
     take_pieces,
 )
+from saezoo.passes import see_places
 from saezoo.sae import SAE, build_sae
+from saezoo.sites import find_place
 from tests.hosts import HOSTS, LAYERS, VOCABULARY, D, make_host
 
 PIECES = [[5, 6, 7, 8, 9, 10, 2, 11], [12, 13, 14], [15, 16, 17, 18, 19]]
@@ -300,6 +302,19 @@ def test_contexts_are_no_longer_than_the_model_takes(llama):
     assert context_length(llama, TokenRule(context=16)) == 16
     assert [len(piece) for piece in take_pieces(Tokenizer(), ["3 " * 9], 4, tokens=6)] == [4, 2]
     assert [len(batch) for batch in batches([[1] * 4, [1] * 8, [1] * 4, [1] * 3], 8)] == [1, 2, 1]
+
+
+def test_a_place_that_never_runs_is_an_error_unless_it_may_be_missing():
+    model = make_host("llama")
+    model.unused = torch.nn.Linear(D, D)
+    sites = {"x": Site(module="model.layers.0"), "y": Site(module="unused")}
+    places = {key: find_place(model, site) for key, site in sites.items()}
+    ids = torch.tensor([[5, 6, 7]])
+    with pytest.raises(CaptureError, match=r"unused \(output\) never ran"):
+        see_places(model, places, ids, torch.ones_like(ids))
+    seen = see_places(model, places, ids, torch.ones_like(ids), all_of_them=False)
+    assert list(seen) == ["x"]
+    assert torch.equal(seen["x"], capture(model, sites["x"], ids))
 
 
 WRONG = {

@@ -94,11 +94,13 @@ def cache_activations(
         facts={"model": host.took, "dataset": dataset, **source},
     )
     there = f", {plan.index.tokens:,} of them there already" if plan.index.tokens else ""
-    screen.print(
-        f"{tokens:,} tokens of {plan.index.d} numbers{there}: {human_bytes(plan.needed)} to be "
-        f"written to {out}, where {human_bytes(plan.free)} are free",
-        markup=False,
+    to_do = (
+        "nothing is left to do"
+        if plan.index.complete
+        else f"{human_bytes(plan.needed)} to be written to {out}, where "
+        f"{human_bytes(plan.free)} are free"
     )
+    screen.print(f"{tokens:,} tokens of {plan.index.d} numbers{there}: {to_do}", markup=False)
     columns = (TextColumn("tokens"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task("", total=tokens, completed=plan.index.tokens)
@@ -169,10 +171,12 @@ def _print(index: "ShardIndex", out: Path, tokens: int, as_json: bool) -> None:
             {"folder": str(out), "tokens": index.tokens, "shards": len(index.shards)} | facts
         )
         return
+    shards = f"{len(index.shards)} shard{'s' if len(index.shards) > 1 else ''}"
     click.echo(
-        f"{out}: {index.tokens:,} tokens of {index.d} numbers, {index.dtype}, in "
-        f"{len(index.shards)} shards, from {index.documents:,} documents"
+        f"{out}: {index.tokens:,} tokens of {index.d} numbers, {index.dtype}, in {shards}, from "
+        f"{index.documents:,} documents"
     )
-    click.echo(str(dropped))
+    beyond = dropped.kept - index.tokens
+    click.echo(f"{dropped}" + (f"; the last {beyond:,} were not needed" if beyond > 0 else ""))
     if index.tokens < tokens:
         click.echo(f"the dataset ended before {tokens:,} tokens were kept")

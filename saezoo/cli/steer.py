@@ -72,7 +72,7 @@ def steer(
 
     \b
     Example: saezoo steer smollm2-135m-instruct/layer_15_resid_post \\
-                 --feature 2724=1.5 --prompt "This morning the children"
+                 --feature 4045=1 --prompt "When I was young, my family and I"
     """
     from rich.text import Text
 
