@@ -567,3 +567,22 @@ def test_an_sae_without_a_site_asks_for_one(llama):
     assert run.features.shape == (2, 9, N)
     with pytest.raises(InputError, match="for one SAE"), attach(llama, [sae], site=Site(layer=1)):
         pass
+
+
+@pytest.mark.real
+def test_the_real_model_goes_on_with_what_the_bundled_sae_makes_of_x():
+    from saezoo.host import load_host
+    from saezoo.load import load_sae
+
+    host, sae = load_host(), load_sae("smollm2-135m-instruct/layer_15_resid_post")
+    ids = host.tokenizer("The capital of France is Paris.", return_tensors="pt")["input_ids"]
+    x = capture(host.model, sae.cfg.site, ids)
+    clean = host.model(ids).logits
+    seen, hook = at(host.model, "model.layers.16")
+    with torch.no_grad(), attach(host.model, sae, tokenizer=host.tokenizer, store=("x",)) as run:
+        host.model(ids)
+    hook.remove()
+    assert torch.equal(run.x, x)
+    assert torch.equal(seen[0], sae(x))
+    with torch.no_grad(), attach(host.model, sae, error_term=True):
+        assert torch.equal(host.model(ids).logits, clean)
