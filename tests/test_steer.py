@@ -223,6 +223,8 @@ def test_amounts_count_in_the_largest_activation_that_the_stats_know(llama, tmp_
         ({-1: 1.0}, {}, "no feature -1"),
         ({"5": 1.0}, {}, "'5' is not a whole number"),
         ({}, {}, "no feature is given"),
+        ({5: "much"}, {}, "amount of feature 5 is 'much', not a number"),
+        ({5: float("nan")}, {}, "amount of feature 5 is nan"),
         ([5], {}, r"needs amounts: \{feature: amount\}"),
         ({5: 1.0}, {"how": "multiply"}, "add, clamp, scale, ablate"),
         ({5: 1.0}, {"unit": "std"}, "'max_activation' and 'raw'"),
