@@ -6,9 +6,11 @@ import io
 import json
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from saezoo_train import Watch, train_sae
 from saezoo_train.architectures import ARCHITECTURES
@@ -20,7 +22,7 @@ from saezoo_train.plot import plot_run
 
 from saezoo.check import check_sae
 from saezoo.config import SAEConfig, Site, TokenRule
-from saezoo.errors import DataError
+from saezoo.errors import ConfigError, DataError
 from saezoo.load import load_sae
 from saezoo.numerics import close
 from saezoo.sae import SAE
@@ -96,6 +98,29 @@ def test_what_is_trained_is_a_folder_that_load_sae_opens(host, data, name, tmp_p
     assert f"trained as {name}" in (done.folder / "README.md").read_text() or (
         sae.cfg.architecture == name
     )
+
+
+@pytest.mark.parametrize("name", ["SquaredSAE", "ShiftedSAE"])
+def test_an_architecture_of_ones_own_is_trained_measured_and_loaded(
+    host, data, name, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "copied_sae", raising=False)
+    example = Path(__file__).parent.parent / "docs" / "examples" / "my_sae.py"
+    (tmp_path / "copied_sae.py").write_text(example.read_text())
+    chosen = recipe(host, data, architecture=f"copied_sae:{name}", sae=None)
+    chosen["sae"] = {"d_sae": 48}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(chosen))
+    done = train_sae(tmp_path / "mine.yaml", tmp_path / "sae")
+    assert 0 < done.metrics["fvu"] < 1
+    assert done.metrics["l0"] > 0
+    if name == "ShiftedSAE":
+        assert load_sae(done.folder).cfg.architecture == "relu"
+        return
+    with pytest.raises(ConfigError, match="imports nothing that a file names"):
+        load_sae(done.folder)
+    sae = load_sae(done.folder, custom=sys.modules["copied_sae"].SquaredSAE)
+    assert sae(torch.randn(3, 12)).shape == (3, 12)
 
 
 def test_rows_are_means_over_their_steps_and_the_result_is_in_raw_units(host, data, tmp_path):

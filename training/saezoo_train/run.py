@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from saezoo.errors import Stopped
-from saezoo.sae import build_sae
 from saezoo_train.activations import ModelSource, Position, ShardSource, Source
 from saezoo_train.buffer import Buffer, BufferPlace
 from saezoo_train.checkpoint import last_checkpoint, save_checkpoint
@@ -41,7 +40,7 @@ from saezoo_train.moments import (
     measure_moments,
     to_setting,
 )
-from saezoo_train.own import find_architecture
+from saezoo_train.own import find_architecture, to_measure
 from saezoo_train.preflight import Needs, refuse_no_room
 from saezoo_train.prepare import Prepared, prepare, rows_up_to
 from saezoo_train.reading import read_recipe
@@ -186,17 +185,22 @@ def _finish(
     """Measure the rounded weights and write the result."""
     recipe = ready.recipe
     cfg, tensors = fold(recipe, ready.site, trainer.model, moments.median_norm)
-    sae = build_sae(cfg, tensors)
+    kind = type(trainer.model)
     max_norm = moments.max_norm(recipe.tokens.max_norm_factor)
     facts: Facts = {
         "training_tokens": recipe.steps * recipe.batch,
         "held_out_documents": len(ready.pieces),
     }
+    sae = to_measure(cfg, tensors, kind, ready.device)
+    if sae is None:
+        del facts["held_out_documents"]
+        write_result(cfg, tensors, facts, moments.sample_SD, {}, folder.out)
+        return facts
     if ready.model is not None:
-        sae_there = build_sae(cfg, {key: value.to(ready.device) for key, value in tensors.items()})
-        found = measure(sae_there, ready.model, ready.tokenizer, ready.pieces, progress)
+        found = measure(sae, ready.model, ready.tokenizer, ready.pieces, progress)
         facts = to_facts(found) | facts
-    elif isinstance(source, ShardSource):
+    sae = to_measure(cfg, tensors, kind)
+    if ready.model is None and isinstance(source, ShardSource):
         del facts["held_out_documents"]
         facts = measure_rows(sae, source.held_out(), max_norm) | facts
     # the model would have to read again for more than the sample
