@@ -25,7 +25,7 @@ from saezoo_train.config import Recipe
 from saezoo_train.data import Document, Words
 
 GOLDEN_TOKENS = 32
-STATS_TOKENS = 1_000_000
+STATS_TOKENS = 250_000
 """Training activations that densities and largest activations are of, at most."""
 NOISE = (1e-3, 1e-4, 1e-5)
 """Sizes of disturbances, as a share of an activation's norm, that must not change which features
@@ -137,13 +137,16 @@ def to_facts(metrics: Metrics) -> Facts:
     return {key: value for key, value in asdict(metrics).items() if value is not None}
 
 
-def feature_stats(sae: Any, batches: Iterable[Tensor]) -> tuple[dict[str, Tensor], int]:
+def feature_stats(
+    sae: Any, batches: Iterable[Tensor], progress: Callable[[int], None] = lambda _tokens: None
+) -> tuple[dict[str, Tensor], int]:
     """density and max_activation, both (d_sae,) float32, over training activations, and how many
     these were.
     """
     sums = ReconstructionSums(sae.d_in, sae.d_sae)
     for x in batches:
         sums.add(sae, x)
+        progress(sums.tokens)
     return {"density": sums.density, "max_activation": sums.strongest}, sums.tokens
 
 

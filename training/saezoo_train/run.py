@@ -130,8 +130,7 @@ def _run(ready: Prepared, folder: RunFolder, fresh: bool, watch: Watch, stop: St
         trainer.run(row=row, save=save, progress=watch.progress, stop=stop)
     finally:
         log.close()
-    watch.phase("measuring", len(ready.pieces) or None, unit="contexts")
-    facts = _finish(ready, trainer, moments, source, folder, _stoppable(watch, stop))
+    facts = _finish(ready, trainer, moments, source, folder, watch, stop)
     folder.finish(facts)
     return Trained(folder.out, facts, resumed_at)
 
@@ -180,7 +179,8 @@ def _finish(
     moments: Moments,
     source: Source,
     folder: RunFolder,
-    progress: Callable[[int], None],
+    watch: Watch,
+    stop: Stop,
 ) -> Facts:
     """Measure the rounded weights and write the result."""
     recipe = ready.recipe
@@ -196,7 +196,9 @@ def _finish(
         del facts["held_out_documents"]
         write_result(cfg, tensors, facts, moments.sample_SD, {}, folder.out)
         return facts
+    progress = _stoppable(watch, stop)
     if ready.model is not None:
+        watch.phase("measuring", len(ready.pieces), unit="contexts")
         found = measure(sae, ready.model, ready.tokenizer, ready.pieces, progress)
         facts = to_facts(found) | facts
     sae = to_measure(cfg, tensors, kind)
@@ -204,11 +206,14 @@ def _finish(
         del facts["held_out_documents"]
         facts = measure_rows(sae, source.held_out(), max_norm) | facts
     # the model would have to read again for more than the sample
-    rows: Iterable[Tensor] = [moments.sample_SD]
+    rows: Iterable[Tensor] = moments.sample_SD.split(4096)
+    watch.phase("counting features", None)
     if isinstance(source, ShardSource):
-        whole = (chunk.x.float() for chunk in source.chunks(Position()))
+        chunks = source.chunks(Position())
+        one_pass = itertools.takewhile(lambda chunk: not chunk.after.epoch, chunks)
+        whole = (chunk.x.float() for chunk in one_pass)
         rows = rows_up_to((x[x.norm(dim=-1) <= max_norm] for x in whole), STATS_TOKENS)
-    stats, facts["stats_tokens"] = feature_stats(sae, rows)
+    stats, facts["stats_tokens"] = feature_stats(sae, rows, progress)
     write_result(cfg, tensors, facts, moments.sample_SD[:GOLDEN_FROM], stats, folder.out)
     return facts
 
