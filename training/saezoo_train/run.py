@@ -125,6 +125,9 @@ def _run(ready: Prepared, folder: RunFolder, fresh: bool, watch: Watch, stop: St
         run, state = trainer.state()
         save_checkpoint(folder.path, run | {"moments": numbers}, state, setting)
 
+    if trainer.step < recipe.steps:
+        watch.phase("filling the buffer", trainer.buffer.block_tokens)
+        trainer.buffer.begin(_stoppable(watch, stop))
     watch.phase("training", recipe.steps * recipe.batch, trainer.step * recipe.batch)
     try:
         trainer.run(row=row, save=save, progress=watch.progress, stop=stop)
@@ -155,7 +158,6 @@ def _trainer(
         watch.note(f"going on after step {checkpoint.step:,} of {recipe.steps:,}")
     model = find_architecture(recipe.architecture)(recipe.sae, to_setting(moments, recipe))
     model = model.to(ready.device)
-    watch.phase("filling the buffer", None)
     buffer = Buffer(
         source,
         batch=recipe.batch,
