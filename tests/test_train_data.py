@@ -311,6 +311,8 @@ def test_a_buffer_hands_out_every_kept_row_once_in_shuffled_blocks():
         block = rows[start : start + 64]
         assert torch.equal(block.sort().values, kept[start : start + 64])
         assert not torch.equal(block, kept[start : start + 64])
+    orders = [block.argsort().tolist() for block in rows[:320].split(64)]
+    assert len(set(map(tuple, orders))) == 5
 
 
 def test_a_buffer_goes_on_from_any_step_and_depends_on_the_seed_alone():
