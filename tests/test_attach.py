@@ -327,14 +327,17 @@ def test_gradient_checkpointing_computes_a_layer_again_without_counting_it_again
 def test_observing_changes_no_bit_and_keeps_of_topk_only_what_is_on(host):
     model, stack = host
     ids = make_ids()
-    sae = make_sae(ARCHITECTURES["topk"], site={"module": f"{stack}.1"})
+    # a width that no other test has, so that a dense tensor of it is known anywhere
+    sae = make_sae(ARCHITECTURES["topk"] | {"d_sae": 29}, site={"module": f"{stack}.1"})
     clean = model(ids).logits
     with torch.no_grad(), attach(model, sae, "observe") as run:
         assert torch.equal(model(ids).logits, clean)
     assert run.features.values.shape == (2, 9, 4)
     gc.collect()
     held = [
-        o for o in gc.get_objects() if type(o) is torch.Tensor and o.dim() == 3 and o.shape[-1] == N
+        o
+        for o in gc.get_objects()
+        if type(o) is torch.Tensor and o.dim() == 3 and o.shape[-1] == 29
     ]
     assert not held
     for name in ("x", "x_hat", "target"):
