@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from saezoo.config import SAEConfig
 from saezoo.errors import CannotConvert
 from saezoo.find import find_sae
-from saezoo.formats import FORMATS, Weights, detect, format_module
+from saezoo.formats import FORMATS, Weights, detect, format_module, writable_formats
 from saezoo.formats._tensors import refuse_not_finite
 from saezoo.hub import fetch
 from saezoo.load import read_weights
@@ -17,12 +19,14 @@ from saezoo.sae import build_sae, check_tensors
 from saezoo.save import new_folder
 
 SEED, TOKENS = 20_240_606, 64
+SIZES = (1.0, 10.0, 100.0)
+"""Of the activations that a proof compares on, each number on its own scale."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What was compared after a conversion: the source's forward with the target's, on seeded
-    inputs.
+    """What was compared after a conversion: features and reconstruction of the source with those
+    of the target, on seeded inputs.
     """
 
     folder: Path
@@ -52,7 +56,7 @@ def convert_sae(
     fails; NotFinite for NaN or infinity.
     """
     if to not in FORMATS or not FORMATS[to].writable:
-        writable = ", ".join(key for key, form in FORMATS.items() if form.writable)
+        writable = ", ".join(writable_formats())
         raise CannotConvert(
             f"cannot write the format {to!r}. Formats that can be written: {writable}"
         )
@@ -61,8 +65,17 @@ def convert_sae(
         entry, format=format, token=token, cache_dir=cache_dir, local_files_only=local_files_only
     )
     weights = read_weights(fetched, entry, keep=False)
-    refuse_not_finite(weights.tensors, entry.name)
-    check_tensors(weights.cfg, weights.tensors, entry.name)
+    return convert_weights(weights, dest, to, where=entry.name)
+
+
+def convert_weights(
+    weights: Weights, dest: str | os.PathLike[str], to: str, *, where: str = "these weights"
+) -> Proof:
+    """Write what a reader gave, in the format `to`, which can be written; see `convert_sae`."""
+    if not isinstance(weights.cfg, SAEConfig):
+        raise CannotConvert(f"{where}: {type(weights.cfg).__name__} is not one SAE, nor is {to}")
+    refuse_not_finite(weights.tensors, where)
+    check_tensors(weights.cfg, weights.tensors, where)
     with new_folder(Path(dest), to) as work:
         format_module(to).write(weights.cfg, dict(weights.tensors), work)
         difference, through = _prove(weights, work, to)
@@ -72,9 +85,10 @@ def convert_sae(
 def _prove(source: Weights, folder: Path, to: str) -> tuple[float, str]:
     """Reopen what was written and compare it with the source: (largest difference, through what).
 
-    Raises CannotConvert above the tolerance. A float32 near-tie of two features may be decided
-    otherwise by another memory layout; so a miss is looked at again in float64, where such ties are
-    told apart, under the same tolerance.
+    Compared are features and reconstruction of the reopened folder, and the reconstruction of the
+    target's own formula. Raises CannotConvert above the tolerance. A float32 near-tie of two
+    features may be decided otherwise by another memory layout; so a miss is looked at again in
+    float64, where such ties are told apart, under the same tolerance.
     """
     if detect(folder) != to:
         raise CannotConvert(
@@ -82,16 +96,21 @@ def _prove(source: Weights, folder: Path, to: str) -> tuple[float, str]:
         )
     module = format_module(to)
     again = module.read(folder, None)
+    own = getattr(module, "origin_output", None)
     tolerance, difference = TOLERANCE[torch.float32], float("inf")
     for dtype in (torch.float32, torch.float64):
-        x = torch.randn(TOKENS, source.cfg.d_in, generator=torch.Generator().manual_seed(SEED)).to(
-            dtype
-        )
-        expected = build_sae(source.cfg, source.tensors, dtype=dtype)(x)
-        outputs = [build_sae(again.cfg, again.tensors, dtype=dtype)(x)]
-        if hasattr(module, "origin_output"):
-            outputs.append(module.origin_output(folder, x))
-        difference = max(largest_difference(output, expected) for output in outputs)
+        expected = build_sae(source.cfg, source.tensors, dtype=dtype)
+        got = build_sae(again.cfg, again.tensors, dtype=dtype, where=to)
+        differences = [0.0]
+        for x in proof_inputs(source.cfg.d_in, dtype):
+            wanted = expected(x)
+            differences += [
+                largest_difference(got.encode(x), expected.encode(x)),
+                largest_difference(got(x), wanted),
+            ]
+            if own is not None:
+                differences.append(largest_difference(own(folder, x), wanted))
+        difference = max(differences)
         if difference <= tolerance:
             break
     else:
@@ -99,8 +118,15 @@ def _prove(source: Weights, folder: Path, to: str) -> tuple[float, str]:
             f"what {to} computes differs by {difference:.2g}, more than {tolerance:.0g}: "
             "nothing was written"
         )
-    own = hasattr(module, "origin_output")
     return (
         difference,
         f"the reopened folder and {to}'s own formula" if own else "the reopened folder",
     )
+
+
+def proof_inputs(d_in: int, dtype: torch.dtype) -> list[Tensor]:
+    """Seeded activations (TOKENS, d_in) of several sizes: small ones may turn no feature of an SAE
+    with high thresholds on, and large ones hide what biases do.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    return [(torch.randn(TOKENS, d_in, generator=generator) * size).to(dtype) for size in SIZES]

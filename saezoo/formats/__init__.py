@@ -66,10 +66,14 @@ FORMATS: dict[str, Format] = {
         files=("ae.pt",),
         optional=("config.json",),
         suffixes=("ae.pt",),
+        writable=True,
     ),
     "saelens": Format("SAELens", files=("cfg.json", "sae_weights.safetensors"), writable=True),
     "gemma_scope": Format(
-        "Google DeepMind Gemma Scope (Gemma 2)", files=("params.npz",), suffixes=("params.npz",)
+        "Google DeepMind Gemma Scope (Gemma 2)",
+        files=("params.npz",),
+        suffixes=("params.npz",),
+        writable=True,
     ),
     "gemma_scope_2": Format(
         "Google DeepMind Gemma Scope 2 (Gemma 3)",
@@ -78,6 +82,11 @@ FORMATS: dict[str, Format] = {
         suffixes=("params.safetensors",),
     ),
 }
+
+
+def writable_formats() -> list[str]:
+    """Formats of the table that `saezoo convert --to` writes."""
+    return [key for key, form in FORMATS.items() if form.writable]
 
 
 KNOWN_OF = (
