@@ -12,7 +12,7 @@ from saezoo.entry import Entry
 from saezoo.errors import FormatError, NotFinite, SaezooError
 from saezoo.files import sha256_of
 from saezoo.find import find_sae
-from saezoo.formats import FORMATS
+from saezoo.formats import format_of
 from saezoo.formats._tensors import read_safetensors, refuse_not_finite
 from saezoo.hub import Fetched, fetch
 from saezoo.load import read_weights
@@ -132,7 +132,7 @@ def golden_difference(sae: SAE, path: Path) -> float:
 def _files(fetched: Fetched) -> list[Path]:
     if fetched.path.is_file():
         return [fetched.path]
-    form = FORMATS[fetched.format]
+    form = format_of(fetched.format)
     return [
         fetched.path / name
         for name in (*form.files, *form.optional)

@@ -10,7 +10,14 @@ from torch import Tensor
 from saezoo.config import SAEConfig
 from saezoo.errors import CannotConvert
 from saezoo.find import find_sae
-from saezoo.formats import FORMATS, Weights, detect, format_module, writable_formats
+from saezoo.formats import (
+    Weights,
+    detect,
+    format_module,
+    format_of,
+    is_read,
+    writable_formats,
+)
 from saezoo.formats._tensors import refuse_not_finite
 from saezoo.hub import fetch
 from saezoo.load import read_weights
@@ -55,7 +62,7 @@ def convert_sae(
     same seeded inputs. Raises CannotConvert when the target cannot express this SAE, or the proof
     fails; NotFinite for NaN or infinity.
     """
-    if to not in FORMATS or not FORMATS[to].writable:
+    if not is_read(to) or not format_of(to).writable:
         writable = ", ".join(writable_formats())
         raise CannotConvert(
             f"cannot write the format {to!r}. Formats that can be written: {writable}"

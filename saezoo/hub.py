@@ -21,7 +21,16 @@ from saezoo.errors import (
     UnsafeFile,
 )
 from saezoo.files import cache_root
-from saezoo.formats import FORMATS, detect, is_read, match_file, match_names, unread_format
+from saezoo.formats import (
+    FORMATS,
+    detect,
+    format_of,
+    format_tables,
+    is_read,
+    match_file,
+    match_names,
+    unread_format,
+)
 from saezoo.transfer import Access, offline_wanted, refuse_unsafe_path, remove_linked
 
 WITH_EXTRAS = frozenset({"native"})
@@ -198,7 +207,7 @@ def _fetch_hub(entry: Entry, key: str | None, access: Access, extras: bool) -> F
     folder, name = entry.path.strip("/"), ""
     where = f"{listing.repo} at {listing.commit[:8]}…: {folder or 'its root'}"
     if folder in listing.files:
-        if key and not FORMATS[key].suffixes:
+        if key and not format_of(key).suffixes:
             raise FormatError(f"{where}: an SAE of the format {key} is a folder; name that")
         found = [key] if key else match_file(folder)
         if not found:
@@ -259,7 +268,7 @@ def _probe(url: str, access: Access) -> str:
     from saezoo.https import fetch_url, join_url, shown
 
     refused: FetchError | None = None
-    for form in FORMATS.values():
+    for form in (form for formats in format_tables() for form in formats.values()):
         try:
             paths = [fetch_url(join_url(url, item), access) for item in form.files]
         except MissingFile:
@@ -286,7 +295,7 @@ def needed_files(
     key: str, extras: bool, where: str, one_file: str = ""
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The file names that a format requires, and those to take where they exist."""
-    form = FORMATS[key]
+    form = format_of(key)
     optional = form.optional if extras or key not in WITH_EXTRAS else ()
     if one_file:
         return (one_file,), optional
@@ -297,7 +306,7 @@ def needed_files(
 
 
 def is_one_file(name: str, key: str) -> bool:
-    form = FORMATS[key]
+    form = format_of(key)
     return name.endswith(form.suffixes) if form.files else True
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from saezoo.errors import FormatError
 from saezoo.files import write_folder
-from saezoo.formats import FORMATS, native
+from saezoo.formats import format_of, native
 from saezoo.sae import SAE
 
 
@@ -30,7 +30,7 @@ def new_folder(folder: Path, format_name: str) -> Iterator[Path]:
     if folder.exists() and not folder.is_dir():
         raise FormatError(f"{folder} is a file: name a folder to write to")
     if folder.is_dir():
-        form = FORMATS[format_name]
+        form = format_of(format_name)
         names = {item.name for item in folder.iterdir()}
         ours = set(form.files) <= names <= set(form.files) | set(form.optional)
         if names and not ours:

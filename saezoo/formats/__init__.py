@@ -7,11 +7,13 @@ and, where it can be written,
                                                                                 with the reason
     origin_output(folder: Path, x: Tensor) -> Tensor     the authors' own formula on the written
                                                          files, for the proof
-This file imports none of them, nor torch: a table is cheap to look at.
+This file imports none of them, nor torch: a table is cheap to look at. Other packages can bring
+formats too (`_plugins.py`); they are asked when one of theirs is named, or none of these fits.
 """
 
 import importlib
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -114,41 +116,69 @@ KNOWN_OF = (
 
 def is_read(name: str | None) -> bool:
     """Whether files of this format can be loaded; None: the files decide."""
-    return name is None or name in FORMATS
+    return name is None or name in FORMATS or name in _others().plugin_points()
 
 
 def unread_format(name: str, where: str) -> FormatError:
-    """What to say of a format that is not in FORMATS. where: whose format it is."""
+    """What to say of a format that nothing reads. where: whose format it is."""
+    if name in _others().plugin_points():
+        return FormatError(f"{where}: the package that has the format {name} cannot be used")
     if name in KNOWN_OF:
         return FormatError(f"{where}: its format {name} is known but not read yet")
-    return FormatError(f"no format {name!r}. There are: {', '.join(FORMATS)}")
+    return FormatError(
+        f"no format {name!r}. There are: {', '.join([*FORMATS, *_others().plugin_points()])}"
+    )
+
+
+def format_of(name: str) -> Format:
+    """How the files of a format look. Raises FormatError for a name that nothing reads."""
+    if name in FORMATS:
+        return FORMATS[name]
+    form: Format = format_module(name).FORMAT
+    return form
 
 
 def format_module(name: str) -> ModuleType:
-    """The module that reads (and perhaps writes) a format. Raises FormatError for a name not in
-    FORMATS.
+    """The module that reads (and perhaps writes) a format. Raises FormatError for a name that
+    nothing reads.
     """
-    if name not in FORMATS:
+    if name in FORMATS:
+        return importlib.import_module(f"saezoo.formats.{name}")
+    module: ModuleType | None = _others().plugin_module(name)
+    if module is None:
         raise unread_format(name, "these files")
-    return importlib.import_module(f"saezoo.formats.{name}")
+    return module
+
+
+def format_tables() -> Iterator[Mapping[str, Format]]:
+    """saezoo's own formats first; those of other packages where none of these was taken."""
+    yield FORMATS
+    yield _others().plugin_formats()
 
 
 def match_names(names: list[str] | set[str]) -> list[str]:
     """Formats whose required files are all among these file names of a folder, the most specific
     first.
     """
-    found = [key for key, form in FORMATS.items() if form.files and set(form.files) <= set(names)]
-    return sorted(found, key=lambda key: (-len(FORMATS[key].files), list(FORMATS).index(key)))
+    return next(filter(None, (_fitting(set(names), formats) for formats in format_tables())), [])
 
 
 def match_file(name: str) -> list[str]:
     """Formats of which one SAE is one file that ends like this, the longest suffix first."""
-    scored = [
-        (max(len(suffix) for suffix in form.suffixes if name.endswith(suffix)), key)
-        for key, form in FORMATS.items()
-        if any(name.endswith(suffix) for suffix in form.suffixes)
-    ]
-    return [key for _, key in sorted(scored, key=lambda item: -item[0])]
+    for formats in format_tables():
+        scored = [
+            (max(len(suffix) for suffix in form.suffixes if name.endswith(suffix)), key)
+            for key, form in formats.items()
+            if any(name.endswith(suffix) for suffix in form.suffixes)
+        ]
+        if scored:
+            return [key for _, key in sorted(scored, key=lambda item: -item[0])]
+    return []
+
+
+def _others() -> ModuleType:
+    # imported when asked for: the metadata of installed packages takes time to import and to read
+    return importlib.import_module("saezoo.formats._plugins")
 
 
 def detect(path: Path) -> str:
@@ -170,7 +200,10 @@ def _detect(path: Path) -> str:
             f"*{suffix} ({key})" for key, form in FORMATS.items() for suffix in form.suffixes
         )
     else:
-        found = [key for key in match_names(_names_in(path)) if _marked(path, key)]
+        names = _names_in(path)
+        found = next(
+            filter(None, (_fitting(names, formats, path) for formats in format_tables())), []
+        )
         expected = ", ".join(
             f"{' + '.join(form.files)} ({key})" for key, form in FORMATS.items() if form.files
         )
@@ -179,6 +212,20 @@ def _detect(path: Path) -> str:
             f"{path}: no known format. Looked for {expected}. Give format=… (--from) if you know it"
         )
     return found[0]
+
+
+def _fitting(
+    names: set[str], formats: Mapping[str, Format], folder: Path | None = None
+) -> list[str]:
+    """Formats of a table that file names fit, and markers where there is a folder to look into, the
+    most specific first.
+    """
+    found = [
+        key
+        for key, form in formats.items()
+        if form.files and set(form.files) <= names and (folder is None or _marked(folder, form))
+    ]
+    return sorted(found, key=lambda key: -len(formats[key].files))
 
 
 def _names_in(folder: Path) -> set[str]:
@@ -190,8 +237,8 @@ def _names_in(folder: Path) -> set[str]:
             return names
 
 
-def _marked(folder: Path, key: str) -> bool:
-    marker = FORMATS[key].marker
+def _marked(folder: Path, form: Format) -> bool:
+    marker = form.marker
     if marker is None:
         return True
     try:
