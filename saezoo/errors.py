@@ -15,6 +15,7 @@ SaezooError
 │   ├── Offline                      not cached, and no network wanted or had
 │   └── Corrupted                    what arrived is not what was promised
 ├── InputError (ValueError)          a tensor that this SAE cannot take
+├── PartialSAE (RuntimeError)        an SAE that was loaded in part, asked for what needs the whole
 ├── CannotConvert (ValueError)       the target format cannot express this SAE
 ├── CaptureError (RuntimeError)      a site that a model does not have, or a hook that never fired
 └── MissingExtra (ImportError)       an optional dependency is not installed
@@ -82,6 +83,10 @@ class Corrupted(FetchError):
 
 class InputError(SaezooError, ValueError):
     """A tensor that this SAE cannot take."""
+
+
+class PartialSAE(SaezooError, RuntimeError):
+    """An SAE that was loaded in part, asked for what needs the whole."""
 
 
 class CannotConvert(SaezooError, ValueError):

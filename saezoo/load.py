@@ -1,9 +1,10 @@
 """From a name to a module: the pipeline, written once, top to bottom."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import torch
+from torch import Tensor
 
 from saezoo.config import SAEConfig
 from saezoo.entry import Entry
@@ -14,6 +15,7 @@ from saezoo.formats._tensors import refuse_not_finite
 from saezoo.hub import Fetched, fetch
 from saezoo.index import Row
 from saezoo.kept import read_kept
+from saezoo.placing import DTypes
 from saezoo.sae import SAE, build_sae
 from saezoo.search import find_all, what_narrows
 
@@ -24,7 +26,9 @@ def load_sae(
     *,
     format: str | None = None,  # noqa: A002
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: DTypes = None,
+    features: Iterable[int] | Tensor | None = None,
+    encoder_only: bool = False,
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -36,12 +40,21 @@ def load_sae(
 
     name: `release/id` (or release and id apart), `hf://org/repo[@rev]/path`, `https://…`, or a
     local folder or file. format: a key of `saezoo.formats.FORMATS`, where files and registry do not
-    say it. dtype: of the weights; None keeps the stored one, but makes 16-bit weights float32 on a
-    CPU. verify: read every weight and refuse NaN and infinity (NotFinite); otherwise only headers
-    and shapes are read.
+    say it. verify: read every weight and refuse NaN and infinity (NotFinite); otherwise only
+    headers and shapes are read.
 
-    Raises a SaezooError: BadName, UnknownSAE, FetchError, FormatError, ConfigError or one of their
-    children.
+    dtype: of the weights and of the products; None keeps the stored one, but makes 16-bit weights
+    float32 on a CPU unless they would take more than 4 GiB. By name, such as
+    {"W_dec": torch.bfloat16}: how each matrix is kept; products are then float32 on a CPU, and the
+    widest of them elsewhere, a part being converted at a time.
+    features: the numbers of those to load, in that order: their rows alone are read.
+    `sae.feature_ids` says which they are, `sae.d_sae` how many. Where other features decide which
+    are on (topk, groupmax), encode is refused and `pre_activations` is not; forward is refused
+    always, since it would lack the rest.
+    encoder_only: no decoder in memory; decode and forward are refused.
+
+    Raises a SaezooError: BadName, UnknownSAE, FetchError, FormatError, ConfigError, InputError or
+    one of their children.
     """
     entry = find_sae(
         name,
@@ -57,7 +70,16 @@ def load_sae(
     weights = read_weights(fetched, entry)
     if verify:
         refuse_not_finite(weights.tensors, entry.name)
-    return build_sae(weights.cfg, weights.tensors, device=device, dtype=dtype, where=entry.name)
+    return build_sae(
+        weights.cfg,
+        weights.tensors,
+        device=device,
+        dtype=dtype,
+        where=entry.name,
+        features=features,
+        encoder_only=encoder_only,
+        consume=True,
+    )
 
 
 def load_saes(
@@ -70,7 +92,7 @@ def load_saes(
     search: str | None = None,
     release: str | None = None,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: DTypes = None,
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,

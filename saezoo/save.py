@@ -8,15 +8,17 @@ from pathlib import Path
 from saezoo.errors import FormatError
 from saezoo.files import write_folder
 from saezoo.formats import format_of, native
-from saezoo.sae import SAE
+from saezoo.sae import SAE, check_whole
 
 
 def save_sae(sae: SAE, folder: str | os.PathLike[str]) -> Path:
     """Write an SAE as a native folder, atomically; an existing native folder is replaced. Returns
     the folder.
 
-    Raises FormatError when `folder` exists and is something else.
+    Raises FormatError when `folder` exists and is something else, and PartialSAE for an SAE that
+    was loaded in part.
     """
+    check_whole(sae, "save_sae")
     with new_folder(Path(folder), "native") as work:
         native.write(sae.cfg, {name: value.data for name, value in sae.named_parameters()}, work)
     return Path(folder)
