@@ -21,12 +21,20 @@ SaezooError
 └── MissingExtra (ImportError)       an optional dependency is not installed
 
 Messages say what happened with the value, where, and what to do next. One line each: the CLI prints
-them as they are.
+them as they are, so what a stranger's file put into one (a tensor's name with a line end, or with
+an escape sequence for the terminal) is spelt out.
 """
 
 
 class SaezooError(Exception):
     """The parent of every error that saezoo raises on purpose."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if text.isprintable():
+            return text
+        spelt = (c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        return "".join(spelt)
 
 
 class BadName(SaezooError, ValueError):

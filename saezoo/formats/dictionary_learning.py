@@ -287,7 +287,12 @@ def _threshold(buffers: dict[str, Any], d_sae: int, file: Path, notes: dict[str,
     """One threshold for all features. An unset one (-1) cuts nothing, as in the authors' code:
     ReLU(p) [ReLU(p) > -1] is ReLU(p).
     """
-    value = buffers.get("threshold", torch.tensor(-1.0))
+    if "threshold" not in buffers:
+        raise FormatError(
+            f"{file}: has no threshold, so it is of an early version, whose features depend on "
+            "what else is in the batch"
+        )
+    value = buffers["threshold"]
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
         raise FormatError(f"{file}: threshold is not one number")
     if float(value) < 0:

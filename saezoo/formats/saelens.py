@@ -215,6 +215,10 @@ def _check_reshape(facts: dict[str, Any], meta: dict[str, Any], where: Path) -> 
 def _tensors(where: Path, cfg: SAEConfig, facts: dict[str, Any]) -> dict[str, Tensor]:
     """Canonical tensors; both matrices stay views of the file unless finetuning scaled one."""
     raw = read_safetensors(where)
+    for name, value in raw.items():
+        # before anything is multiplied with them and hides it
+        if not value.is_floating_point():
+            raise FormatError(f"{where}: {name} is {value.dtype}, expected a float dtype")
     if cfg.architecture == "jumprelu" and "threshold" not in raw and "log_threshold" in raw:
         # older training checkpoints: process_state_dict_for_loading of saes/jumprelu_sae.py
         raw["threshold"] = take(raw, "log_threshold", where).float().exp()
