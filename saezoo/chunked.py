@@ -18,7 +18,9 @@ from torch import Tensor
 from saezoo.sparse import GROUP, SparseFeatures, decode_dense, pack_places, top_k
 
 NUMBERS = 2**25
-"""Weights of a part: 128 MB of float32. A tile of pre-activations is half of that at most."""
+"""Weights of a part: 128 MB of float32. A tile of pre-activations is a quarter of that at most,
+since deciding which are on takes a few of its size.
+"""
 
 Features = Callable[[slice], Callable[[Tensor], Tensor]]
 """Some features -> what makes (tokens, n) of inputs (tokens, d_in)."""
@@ -57,7 +59,7 @@ def cut(tokens: int, d_sae: int, width: int, group: int = 1) -> Parts:
         for start in range(0, d_sae, span)
         for at in range(start, start + span, size)
     ]
-    tile = max(1, NUMBERS // 2 // size)
+    tile = max(1, NUMBERS // 4 // size)
     return Parts(features, [slice(at, at + tile) for at in range(0, max(tokens, 1), tile)])
 
 
