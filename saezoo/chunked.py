@@ -22,6 +22,10 @@ NUMBERS = 2**25
 since deciding which are on takes a few of its size.
 """
 
+ACCELERATED = 8
+"""How many times as much is taken at once where memory is an accelerator's, whose products want it.
+"""
+
 Features = Callable[[slice], Callable[[Tensor], Tensor]]
 """Some features -> what makes (tokens, n) of inputs (tokens, d_in)."""
 
@@ -46,11 +50,12 @@ def whole(tokens: int, d_sae: int) -> Parts:
     return Parts([slice(0, d_sae)], [slice(0, tokens)])
 
 
-def cut(tokens: int, d_sae: int, width: int, group: int = 1) -> Parts:
-    """Parts of at most NUMBERS weights, `width` a feature; with groups of features, of whole ones,
-    or each within one.
+def cut(tokens: int, d_sae: int, width: int, group: int = 1, times: int = 1) -> Parts:
+    """Parts of at most `times` NUMBERS weights, `width` a feature; with groups of features, of
+    whole ones, or each within one.
     """
-    most = max(1, NUMBERS // width)
+    numbers = NUMBERS * times
+    most = max(1, numbers // width)
     span = group if group > most else d_sae
     unit = group if 1 < group <= most else GROUP
     size = min(span, max(most // unit * unit, min(unit, most)))
@@ -59,7 +64,7 @@ def cut(tokens: int, d_sae: int, width: int, group: int = 1) -> Parts:
         for start in range(0, d_sae, span)
         for at in range(start, start + span, size)
     ]
-    tile = max(1, NUMBERS // 4 // size)
+    tile = max(1, numbers // 4 // size)
     return Parts(features, [slice(at, at + tile) for at in range(0, max(tokens, 1), tile)])
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saezoo.chunked import (
+    ACCELERATED,
     Parts,
     choose_group_max,
     choose_top_k,
@@ -200,7 +201,8 @@ class SAE(nn.Module):
         if _wants_gradient(x):
             return whole(tokens, self.d_sae)
         group = self.d_sae // (self.cfg.k or 1) if self.cfg.architecture == "groupmax" else 1
-        return cut(tokens, self.d_sae, max(self.d_in, self.d_out), group)
+        times = 1 if self.device.type == "cpu" else ACCELERATED
+        return cut(tokens, self.d_sae, max(self.d_in, self.d_out), group, times)
 
     def _encode_dense(self, x: Tensor) -> Tensor:
         parts = self._parts(x)
