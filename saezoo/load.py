@@ -1,11 +1,13 @@
 """From a name to a module: the pipeline, written once, top to bottom."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from typing import cast
 
 import torch
+from torch import Tensor
 
-from saezoo.build import Model, build, need_sae
+from saezoo.build import build, need_sae
 from saezoo.config import SAEConfig
 from saezoo.config_multi import AnyConfig
 from saezoo.entry import Entry
@@ -16,6 +18,7 @@ from saezoo.formats._tensors import refuse_not_finite
 from saezoo.hub import Fetched, fetch
 from saezoo.index import Row
 from saezoo.kept import read_kept
+from saezoo.placing import DTypes
 from saezoo.sae import SAE
 from saezoo.search import find_all, what_narrows
 
@@ -26,24 +29,36 @@ def load_sae(
     *,
     format: str | None = None,  # noqa: A002
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: DTypes = None,
+    features: Iterable[int] | Tensor | None = None,
+    encoder_only: bool = False,
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     verify: bool = False,
-) -> Model:
+) -> SAE:
     """Load a published SAE by name, frozen and in eval mode, with the numbers of its authors' own
-    code: an SAE, or a CrossLayerTranscoder, a CLTLayer (`NAME/layer_3`) or a Crosscoder.
+    code. Names of what spans several layers or models give a CrossLayerTranscoder, a CLTLayer
+    (`NAME/layer_3`) or a Crosscoder instead.
 
     name: `release/id` (or release and id apart), `hf://org/repo[@rev]/path`, `https://…`, or a
     local folder or file. format: a key of `saezoo.formats.FORMATS`, where files and registry do not
-    say it. dtype: of the weights; None keeps the stored one, but makes 16-bit weights float32 on a
-    CPU. verify: read every weight and refuse NaN and infinity (NotFinite); otherwise only headers
-    and shapes are read.
+    say it. verify: read every weight and refuse NaN and infinity (NotFinite); otherwise only
+    headers and shapes are read.
 
-    Raises a SaezooError: BadName, UnknownSAE, FetchError, FormatError, ConfigError or one of their
-    children.
+    dtype: of the weights and of the products; None keeps the stored one, but makes 16-bit weights
+    float32 on a CPU unless they would take more than 4 GiB. By name, such as
+    {"W_dec": torch.bfloat16}: how each matrix is kept; products are then float32 on a CPU, and the
+    widest of them elsewhere, a part being converted at a time.
+    features: the numbers of those to load, in that order: their rows alone are read.
+    `sae.feature_ids` says which they are, `sae.d_sae` how many. Where other features decide which
+    are on (topk, groupmax), encode is refused and `pre_activations` is not; forward is refused
+    always, since it would lack the rest.
+    encoder_only: no decoder in memory; decode and forward are refused.
+
+    Raises a SaezooError: BadName, UnknownSAE, FetchError, FormatError, ConfigError, InputError or
+    one of their children.
     """
     entry = find_sae(
         name,
@@ -59,7 +74,18 @@ def load_sae(
     weights = read_weights(fetched, entry)
     if verify:
         refuse_not_finite(weights.tensors, entry.name)
-    return build(weights.cfg, weights.tensors, device=device, dtype=dtype, where=entry.name)
+    model = build(
+        weights.cfg,
+        weights.tensors,
+        device=device,
+        dtype=dtype,
+        where=entry.name,
+        features=features,
+        encoder_only=encoder_only,
+        consume=True,
+    )
+    # a type checker is told of the common case; names of the others are told apart by people
+    return cast(SAE, model)
 
 
 def load_saes(
@@ -72,7 +98,7 @@ def load_saes(
     search: str | None = None,
     release: str | None = None,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: DTypes = None,
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
