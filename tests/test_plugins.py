@@ -73,7 +73,9 @@ def test_the_example_of_the_docs_is_written_read_found_and_proven(tmp_path):
     assert detect(tmp_path / "b") == "columns"
     x = torch.randn(9, 6)
     for again in (load_sae(tmp_path / "b"), load_sae(tmp_path / "b", format="columns")):
-        assert all(torch.equal(*two) for two in zip(again.parameters(), sae.parameters()))
+        assert all(
+            torch.equal(*two) for two in zip(again.parameters(), sae.parameters(), strict=True)
+        )
         assert close(again(x), sae(x))
     save_sae(tiny(architecture="jumprelu"), tmp_path / "c")
     with pytest.raises(CannotConvert, match="columns cannot express the architecture jumprelu"):
