@@ -15,7 +15,7 @@ from saezoo.entry import Entry
 from saezoo.errors import FormatError, NotFinite, SaezooError
 from saezoo.files import sha256_of
 from saezoo.find import find_sae
-from saezoo.formats import FORMATS, split_layer
+from saezoo.formats import format_of, split_layer
 from saezoo.formats._tensors import read_safetensors, refuse_not_finite
 from saezoo.hub import Fetched, fetch
 from saezoo.load import read_weights
@@ -133,7 +133,7 @@ def golden_difference(sae: SAE, path: Path) -> float:
 def _files(fetched: Fetched) -> list[Path]:
     if fetched.path.is_file():
         return [fetched.path]
-    form = FORMATS[fetched.format]
+    form = format_of(fetched.format)
     folder, layer = split_layer(fetched.path)
     shared = form.files if layer is None else form.shared_files()
     own = form.layer_files_in([item.name for item in folder.iterdir()], layer)

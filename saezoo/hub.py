@@ -29,6 +29,8 @@ from saezoo.formats import (
     LAYER_NAME,
     among,
     detect,
+    format_of,
+    format_tables,
     holds_tensors,
     is_read,
     match_file,
@@ -209,7 +211,7 @@ def _find_local(entry: Entry, key: str | None) -> Fetched:
         if not among(key, [found]):
             raise FormatError(f"{path}: is of the format {found}, which is no {key}")
         key = found
-    elif layer is not None and not FORMATS[key].layered:
+    elif layer is not None and not format_of(key).layered:
         raise MissingFile(f"{path}: no such file or folder, and the format {key} has no layers")
     if inside.is_dir():
         there = names_in(inside)
@@ -228,7 +230,7 @@ def _fetch_hub(entry: Entry, key: str | None, access: Access, extras: bool) -> F
     candidates: list[str] = []
     where = f"{listing.repo} at {listing.commit[:8]}…: {folder or 'its root'}"
     if folder in listing.files:
-        if key and (key in FAMILIES or not FORMATS[key].suffixes):
+        if key and (key in FAMILIES or not format_of(key).suffixes):
             raise FormatError(f"{where}: an SAE of the format {key} is a folder; name that")
         candidates = [key] if key else match_file(folder)
         if not candidates:
@@ -240,9 +242,9 @@ def _fetch_hub(entry: Entry, key: str | None, access: Access, extras: bool) -> F
     if not below:
         below, layer = layer_below(folder, listing.files)
     if not name:
-        candidates = [key] if key in FORMATS else among(key, match_names(set(below)))
+        candidates = [key] if key and key not in FAMILIES else among(key, match_names(set(below)))
     if layer is not None:
-        candidates = [form for form in candidates if FORMATS[form].layered]
+        candidates = [form for form in candidates if format_of(form).layered]
     if not below or (layer is not None and not candidates):
         raise MissingFile(f"{where}: no such file or folder.{_closest(folder, listing.files)}")
 
@@ -260,7 +262,7 @@ def _fetch_hub(entry: Entry, key: str | None, access: Access, extras: bool) -> F
         local, needed, paths = take(taken)
         # names alone may fit two formats: the files themselves decide, but of one layer they are
         # not all here
-        if key in FORMATS or layer is not None or _detected(local) == taken:
+        if taken == key or layer is not None or _detected(local) == taken:
             break
     else:
         raise _no_format(where, list(below))
@@ -313,9 +315,9 @@ def _has_layer(base: str, key: str, layer: int, access: Access) -> bool:
     """Whether the folder at a URL is of a format with this layer, as far as names say."""
     from saezoo.https import fetch_optional, join_url
 
-    if FORMATS[key].layer_files:
+    if format_of(key).layer_files:
         return bool(_layer_files_at(base, key, layer, access))
-    files = (fetch_optional(join_url(base, name), access) for name in FORMATS[key].files)
+    files = (fetch_optional(join_url(base, name), access) for name in format_of(key).files)
     return all(files) and bool(_first_there(key, base, access))
 
 
@@ -326,7 +328,7 @@ def _layer_files_at(base: str, key: str, layer: int | None, access: Access) -> l
     from saezoo.https import fetch_optional, join_url
 
     found = []
-    for template in FORMATS[key].layer_files:
+    for template in format_of(key).layer_files:
         for number in range(MOST) if layer is None else [layer]:
             name = template.replace("{layer}", str(number))
             if fetch_optional(join_url(base, name), access) is None:
@@ -359,8 +361,9 @@ def _probe(url: str, access: Access, key: str | None = None) -> str:
     from saezoo.https import fetch_url, join_url, shown
 
     refused: FetchError | None = None
-    for name in among(key, list(FORMATS)):
-        form = FORMATS[name]
+    tables = format_tables()
+    for name in (name for formats in tables for name in among(key, list(formats))):
+        form = format_of(name)
         try:
             paths = [fetch_url(join_url(url, item), access) for item in form.files]
             _first_there(name, url, access)
@@ -388,8 +391,8 @@ def _tell_apart(keys: list[str], url: str, access: Access, sha256: str | None) -
         return keys[0]
     local = fetch_url(url, access, sha256=sha256)
     for key in keys:
-        if FORMATS[key].marker and holds_tensors(local, key):
-            for item in FORMATS[key].optional_of(local.name):
+        if format_of(key).marker and holds_tensors(local, key):
+            for item in format_of(key).optional_of(local.name):
                 fetch_optional(join_url(folder_of(url), item), access)
     if (found := _detected(local)) in keys:
         return str(found)
@@ -400,7 +403,7 @@ def _first_there(key: str, base: str, access: Access) -> list[str]:
     """Of the files of which a format's folder has one, the one that is below a URL."""
     from saezoo.https import fetch_optional, join_url
 
-    found = (item for item in FORMATS[key].one_of if fetch_optional(join_url(base, item), access))
+    found = (item for item in format_of(key).one_of if fetch_optional(join_url(base, item), access))
     return [first] if (first := next(found, None)) else []
 
 
@@ -423,7 +426,7 @@ def needed_files(
     there: file names that a folder is known to have; of those of layers, all of them count.
     layer: only its files are wanted.
     """
-    form = FORMATS[key]
+    form = format_of(key)
     optional = form.optional_of(one_file) if extras or key not in WITH_EXTRAS else ()
     if one_file:
         return (one_file,), optional
@@ -439,7 +442,7 @@ def needed_files(
 
 
 def is_one_file(name: str, key: str) -> bool:
-    form = FORMATS[key]
+    form = format_of(key)
     return name.endswith(form.suffixes) if form.files else True
 
 
