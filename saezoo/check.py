@@ -12,7 +12,7 @@ from saezoo.entry import Entry
 from saezoo.errors import FormatError, NotFinite, SaezooError
 from saezoo.files import sha256_of
 from saezoo.find import find_sae
-from saezoo.formats import FORMATS
+from saezoo.formats import FORMATS, split_part
 from saezoo.formats._tensors import read_safetensors, refuse_not_finite
 from saezoo.hub import Fetched, fetch
 from saezoo.load import read_weights
@@ -130,14 +130,12 @@ def golden_difference(sae: SAE, path: Path) -> float:
 
 
 def _files(fetched: Fetched) -> list[Path]:
-    if fetched.path.is_file():
-        return [fetched.path]
-    form = FORMATS[fetched.format]
-    return [
-        fetched.path / name
-        for name in (*form.files, *form.one_of, *form.optional)
-        if (fetched.path / name).is_file()
-    ]
+    form, (path, _) = FORMATS[fetched.format], split_part(fetched.path)
+    if path.is_file():
+        return [path]
+    names = [item.name for item in path.iterdir()]
+    wanted = dict.fromkeys((*form.files, *form.one_of, *form.one_of_in(names), *form.optional))
+    return [path / name for name in wanted if (path / name).is_file()]
 
 
 def _hashes(files: list[Path], entry: Entry) -> list[Finding]:

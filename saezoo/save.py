@@ -32,7 +32,8 @@ def new_folder(folder: Path, format_name: str) -> Iterator[Path]:
     if folder.is_dir():
         form = FORMATS[format_name]
         names = {item.name for item in folder.iterdir()}
-        ours = set(form.files) <= names <= set(form.files) | set(form.optional)
+        known = {*form.files, *form.one_of_in(names), *form.optional}
+        ours = set(form.files) <= names <= known
         if names and not ours:
             raise FormatError(
                 f"{folder} exists and is not a {format_name} folder alone: "

@@ -21,6 +21,7 @@ TIERS = [
     {"save", "interop"},
     {"transfer"},
     {"hf", "https"},
+    {"pointers"},
     {"hub"},
     {"manifest", "index", "kept", "metadata", "fill"},
     {"zoo"},

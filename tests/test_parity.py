@@ -8,7 +8,10 @@ from saezoo.formats import detect
 from saezoo.load import load_sae
 from saezoo.numerics import TOLERANCE, close, largest_difference
 from tests.origins import (
+    circuit_tracer,
     dictionary_learning,
+    dunefsky,
+    e2e,
     esmc,
     gemma_scope,
     gemma_scope_2,
@@ -20,6 +23,7 @@ from tests.origins import (
     llamascopium,
     mlsae,
     openai,
+    prisma,
     qwen_scope,
     saelens,
     sparsify,
@@ -33,6 +37,10 @@ ORIGINS = [
     *saelens.ORIGINS,
     *gemma_scope.ORIGINS,
     *gemma_scope_2.ORIGINS,
+    *circuit_tracer.ORIGINS,
+    *e2e.ORIGINS,
+    *dunefsky.ORIGINS,
+    *prisma.ORIGINS,
     *llama_scope.ORIGINS,
     *llama_scope_r1.ORIGINS,
     *llamascopium.ORIGINS,
@@ -73,7 +81,7 @@ def test_a_loaded_sae_computes_what_its_origin_computes(origin, seed, tmp_path):
     assert close(sae.encode_sparse(x).to_dense(), features)
     assert close(sae(x), out)
     assert close(sae.decode(sae.encode(x), x), out)
-    assert close(sae(x.view(4, 4, 4, D)).view(64, D), out)
+    assert close(sae(x.view(4, 4, 4, D)).view_as(out), out)
     assert torch.equal(sae.encode_sparse(x).counts, (features != 0).sum(-1))
 
 

@@ -10,8 +10,10 @@ and, where it can be written,
 This file imports none of them, nor torch: a table is cheap to look at.
 """
 
+import fnmatch
 import importlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -43,18 +45,38 @@ class Format:
     files: tuple[str, ...] = ()
     """File names that a folder of this format must have."""
     one_of: tuple[str, ...] = ()
-    """A folder must have one of these too; the first that it has is the one that is read."""
+    """A folder must have one of these too; the first that it has is the one that is read. Of a
+    pattern, such as `layer_*.safetensors`, it must have one alone.
+    """
     optional: tuple[str, ...] = ()
     """File names that are fetched too where they exist; {stem} is the name of the one file without
     its ending.
     """
     suffixes: tuple[str, ...] = ()
-    """Where one SAE is one file: how its name may end."""
+    """Where one SAE is one file: how its name may end; `*` stands for anything."""
     marker: tuple[str, str] | None = None
     """(file, JSON key): tells apart formats whose file names are alike; {stem} as in `optional`."""
     holds: tuple[str, ...] = ()
-    """Tensors that the weights must have: tells apart formats whose file names are alike."""
+    """Tensors that the weights must have: tells apart formats whose file names are alike. `*`
+    stands for anything.
+    """
+    parts: bool = False
+    """Whether one file may hold several SAEs: FILE/NAME is one of them."""
     writable: bool = False
+
+    def one_of_in(self, names: Collection[str]) -> list[str]:
+        """Those of these file names that `one_of` asks for, the first choice first."""
+        return [
+            name
+            for wanted in self.one_of
+            for name in fnmatch.filter(sorted(names), wanted)
+            if name.count("/") == wanted.count("/")
+        ]
+
+    def is_called(self, name: str) -> str:
+        """The longest of `suffixes` that a file name ends like; empty: none."""
+        fitting = [end for end in self.suffixes if fnmatch.fnmatchcase(name, f"*{end}")]
+        return max(fitting, key=len, default="")
 
     def optional_of(self, one_file: str) -> tuple[str, ...]:
         """The optional files of a folder (""), or those beside one file."""
@@ -149,17 +171,43 @@ FORMATS: dict[str, Format] = {
         optional=("config.json",),
         holds=("W_enc", "W_dec", "b_dec", "idf", "max"),
     ),
+    "circuit_tracer": Format(
+        "circuit-tracer's transcoders of one layer",
+        files=("config.yaml",),
+        one_of=("layer_*.safetensors",),
+        optional=("config.yaml", "wandb-config.yaml", "wanb-config.yaml"),
+        suffixes=("layer_*.safetensors",),
+        holds=("W_enc", "b_enc", "W_dec", "b_dec"),
+        writable=True,
+    ),
+    "e2e": Format(
+        "Apollo Research e2e_sae",
+        suffixes=(".pt",),
+        optional=("final_config.yaml",),
+        holds=("*.encoder.0.weight", "*.encoder.0.bias", "*.decoder.weight", "*.decoder.bias"),
+        parts=True,
+    ),
+    "dunefsky": Format(
+        "Jacob Dunefsky's transcoders",
+        suffixes=(".pt",),
+        holds=("cfg", "state_dict", "hook_point", "W_enc", "b_enc", "W_dec", "b_dec"),
+    ),
+    "prisma": Format(
+        "Prisma (vision models)",
+        files=("config.json",),
+        one_of=("weights.pt", "n_images_*.pt"),
+        optional=("config.json",),
+        suffixes=(".pt",),
+        marker=("config.json", "activation_fn_str"),
+        holds=("W_enc", "W_dec", "b_dec"),
+    ),
 }
 
 
 KNOWN_OF = (
-    "circuit_tracer",
     "clt",
     "temporal",
-    "e2e",
-    "dunefsky",
     "crosscoder",
-    "prisma",
 )
 """Formats that the registry may name though nothing here reads them yet; one in FORMATS is read."""
 
@@ -201,7 +249,7 @@ def match_names(names: list[str] | set[str]) -> list[str]:
     found = [
         key
         for key, form in FORMATS.items()
-        if form.files and names >= set(form.files) and (not form.one_of or names & {*form.one_of})
+        if form.files and names >= set(form.files) and (not form.one_of or form.one_of_in(names))
     ]
     return sorted(found, key=_most_specific)
 
@@ -216,22 +264,23 @@ def match_file(name: str) -> list[str]:
     equal ones those that say most of what is in it.
     """
     scored = [
-        (max(len(suffix) for suffix in form.suffixes if name.endswith(suffix)), key)
-        for key, form in FORMATS.items()
-        if any(name.endswith(suffix) for suffix in form.suffixes)
+        (len(suffix), key) for key, form in FORMATS.items() if (suffix := form.is_called(name))
     ]
     return [key for _, key in sorted(scored, key=lambda item: (-item[0], _most_specific(item[1])))]
 
 
 def detect(path: Path) -> str:
-    """The format of a local folder or file, decided by the files. Raises FormatError that says what
-    was looked for.
+    """The format of a local folder or file (or FILE/PART), decided by the files. Raises FormatError
+    that says what was looked for.
     """
-    path = Path(path)
+    whole, part = split_part(Path(path))
     try:
-        return _detect(path)
+        found = _detect(whole)
     except FileNotFoundError:
         raise MissingFile(f"{path}: no such file or folder") from None
+    if part and not FORMATS[found].parts:
+        raise MissingFile(f"{whole}: is one SAE of the format {found}: there is no {part!r} in it")
+    return found
 
 
 def _detect(path: Path) -> str:
@@ -245,8 +294,8 @@ def _detect(path: Path) -> str:
     found = [key for key in marked if marked[key]] or [key for key in marked if marked[key] is None]
     if not found:
         raise FormatError(
-            f"{path}: no known format. Looked for {expected}.{_files_in(path)} Give format=… (--from) "
-            "if you know it"
+            f"{path}: no known format. Looked for {expected}.{_files_in(path)} "
+            "Give format=… (--from) if you know it"
         )
     return found[0]
 
@@ -317,8 +366,17 @@ def holds_tensors(path: Path, key: str) -> bool | None:
     if not form.holds:
         return True
     if path.is_dir():
-        path = next(path / name for name in (*form.one_of, *form.files) if (path / name).is_file())
-    from saezoo.formats._tensors import tensor_names
+        names = _names_in(path)
+        path = next(path / name for name in (*form.one_of_in(names), *form.files) if name in names)
+    from saezoo.formats._pickled import tensor_names
 
-    names = tensor_names(path)
-    return None if names is None else names >= set(form.holds)
+    held = tensor_names(path)
+    return None if held is None else all(fnmatch.filter(held, wanted) for wanted in form.holds)
+
+
+def split_part(path: Path) -> tuple[Path, str]:
+    """(file, part) of FILE/PART, one of several SAEs in a file; (path, "") of all others."""
+    for parent in path.parents:
+        if parent.is_file():
+            return parent, path.relative_to(parent).as_posix()
+    return path, ""
