@@ -17,6 +17,7 @@ changes between the look at its names and the read is refused, since the names a
 import pickle
 import sys
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,10 @@ MAX_PICKLE = 4 * 2**20
 MAX_WORDS = 1000
 """Letters of a word in a config."""
 
-NOT_CONFIGS = sys.stdlib_module_names | {"__builtin__", "numpy", "torch"}
+OLD_NAMES = {*IMPORT_MAPPING, *(module for module, _ in NAME_MAPPING)}
+"""Modules of Python 2: a pickle of protocol 2, which torch writes, calls subprocess `commands`."""
+
+NOT_CONFIGS = sys.stdlib_module_names | {"numpy", "torch"} | OLD_NAMES
 """Packages whose classes are no configs."""
 
 DATA = frozenset(
@@ -114,12 +118,11 @@ def read_pickled(path: Path, *, limit: int = MAX_BYTES) -> Any:
 
     Raises what `read_pickle` does: UnsafeFile where the pickle names what is no config class.
     """
-    names = named_classes(path, limit)
-    if not names:
-        return read_pickle(path, limit=limit)
     # the lock: another thread's read must not meet these names, nor take them from this one
-    with PICKLES, safe_globals([(Inert, name) for name in names]):
-        return read_pickle(path, limit=limit)
+    with PICKLES:
+        names = named_classes(path, limit)
+        with safe_globals([(Inert, name) for name in names]):
+            return read_pickle(path, limit=limit)
 
 
 def named_classes(path: Path, limit: int = MAX_BYTES) -> list[str]:
@@ -142,7 +145,8 @@ def named_classes(path: Path, limit: int = MAX_BYTES) -> list[str]:
     except BROKEN as error:
         raise FormatError(f"{path}: not a whole torch checkpoint ({first_line(error)})") from None
     for name in names:
-        if name.partition(".")[0] in NOT_CONFIGS and name not in DATA:
+        package = name.partition(".")[0]
+        if package in NOT_CONFIGS and name not in DATA:
             raise UnsafeFile(
                 f"{path}: this pickle wants more than tensors, so it was not read: it names "
                 f"{name[:80]!r}, which is no config class"
