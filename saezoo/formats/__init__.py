@@ -177,20 +177,20 @@ FORMATS: dict[str, Format] = {
         one_of=("layer_*.safetensors",),
         optional=("config.yaml", "wandb-config.yaml", "wanb-config.yaml"),
         suffixes=("layer_*.safetensors",),
-        holds=("W_enc", "b_enc", "W_dec", "b_dec"),
+        holds=("W_enc", "W_dec", "b_dec"),
         writable=True,
     ),
     "e2e": Format(
         "Apollo Research e2e_sae",
         suffixes=(".pt",),
         optional=("final_config.yaml",),
-        holds=("*.encoder.0.weight", "*.encoder.0.bias", "*.decoder.weight", "*.decoder.bias"),
+        holds=("*.encoder.0.weight", "*.decoder.weight"),
         parts=True,
     ),
     "dunefsky": Format(
         "Jacob Dunefsky's transcoders",
         suffixes=(".pt",),
-        holds=("cfg", "state_dict", "hook_point", "W_enc", "b_enc", "W_dec", "b_dec"),
+        holds=("cfg", "state_dict", "hook_point", "W_dec", "b_dec"),
     ),
     "prisma": Format(
         "Prisma (vision models)",
@@ -263,10 +263,13 @@ def match_file(name: str) -> list[str]:
     """Formats of which one SAE is one file that ends like this, the longest suffix first, and among
     equal ones those that say most of what is in it.
     """
-    scored = [
-        (len(suffix), key) for key, form in FORMATS.items() if (suffix := form.is_called(name))
-    ]
-    return [key for _, key in sorted(scored, key=lambda item: (-item[0], _most_specific(item[1])))]
+    ends = {key: form.is_called(name).rpartition("*")[2] for key, form in FORMATS.items()}
+
+    def rank(key: str) -> tuple[int, bool, int]:
+        form = FORMATS[key]
+        return -len(ends[key]), form.marker is None, -len(form.holds)
+
+    return sorted((key for key in ends if ends[key]), key=rank)
 
 
 def detect(path: Path) -> str:

@@ -210,6 +210,8 @@ def _activation(
         raise FormatError(f"{file}: {there} {THRESHOLD}, but its activation is {name}")
     if name == "relu" and "k" in stored:
         raise FormatError(f"{file}: has a tensor k, but its activation is relu")
+    if name == "relu" and entry is not None and entry.k is not None:
+        raise FormatError(f"{file}: its activation is relu, but the registry states k={entry.k}")
     if name == "topk":
         return {"architecture": "topk", "relu_after": False, "k": _k(data, stored, entry, file)}
     return {"architecture": name, "relu_after": name == "relu"}
@@ -227,10 +229,11 @@ def _k(data: dict[str, Any], stored: dict[str, Tensor], entry: Entry | None, fil
         said["circuit-tracer"] = K_IN_CODE[entry.source]
     if not said:
         raise FormatError(f"{file}: activation topk, but nothing says k; add `k:` to {CONFIG}")
-    if len(set(said.values())) > 1:
-        both = ", ".join(f"{k} of {who}" for who, k in said.items())
-        raise FormatError(f"{file}: k differs: {both}")
-    return next(iter(said.values()))
+    (first, k), *others = said.items()
+    for who, other in others:
+        if other != k:
+            raise FormatError(f"{file}: k is {k} of {first}, but {who} states {other}")
+    return k
 
 
 def _expect_wandb(file: Path, found: dict[str, int]) -> None:

@@ -52,7 +52,7 @@ def tensors(*hooks, columns=unit_power):
 
 def writer(part="", *, config=True, **changes):
     def write(folder, t):
-        folder = folder / "run"
+        folder = folder / "gpt2_e2e"
         folder.mkdir(parents=True)
         torch.save(t, folder / "samples_400000.pt")
         if config:
