@@ -3,7 +3,8 @@ the one in another Hub repo that the config points to.
 
 A config may have a list `transcoders`, with a pointer a layer: `hf://org/repo/file?revision=rev`.
 It is a stranger's text: only pointers of this form are followed, to a file, never to a second
-config, and none leaves the cache. Paths of the author's own machine, which circuit-tracer would
+config, and none leaves the cache. What is pinned at a commit by the registry or a zoo is followed
+to a commit only. Paths of the author's own machine, which circuit-tracer would
 open, are refused.
 """
 
@@ -143,8 +144,17 @@ def _pointed(entry: Entry, found: Set, data: dict[str, Any]) -> Entry:
             f"file by its own name: {str(pointers[found.layer])[:MAX_POINTER]}"
         )
     source, path, revision = parse_pointer(pointers[found.layer], str(config))
+    if entry.release is not None and _is_commit(entry.revision) and not _is_commit(revision):
+        raise UnsafeFile(
+            f"{entry.name}: is pinned at its commit, but points to {source} at no commit, so it is "
+            "not followed: it may change"
+        )
     facts = {"source": source, "path": path, "revision": revision}
     return entry.model_copy(update=facts | {"format": None, "sha256": None, "size": None})
+
+
+def _is_commit(revision: str | None) -> bool:
+    return re.fullmatch(r"[0-9a-f]{40}", revision or "") is not None
 
 
 def parse_pointer(text: object, where: str) -> tuple[str, str, str | None]:

@@ -343,6 +343,24 @@ def test_what_the_registry_says_of_the_site_holds_for_what_is_pointed_to(hub, tm
         read_weights(fetch(entry.model_copy(update={"d_sae": 9})), entry)
 
 
+def test_what_is_pinned_at_a_commit_is_followed_to_a_commit_only(hub, tmp_path):
+    from saezoo.hub import fetch
+
+    commit_gemma(hub, tmp_path, 0)
+    pinned = hub.repos[GEMMA].branches["main"]
+    file = f"hf://{GEMMA}/{NPZ.format(0)}"
+    commit = commit_set(hub, [file, f"{file}?revision=main", f"{file}?revision={pinned}"])
+    facts = {"source": "hf://org/pointers", "release": "mine", "id": "x"}
+    for layer in (0, 1):
+        entry = Entry(path=f"layer_{layer}", revision=commit, **facts)
+        with pytest.raises(UnsafeFile, match="points to .* at no commit"):
+            fetch(entry)
+        assert fetch(entry.model_copy(update={"revision": "main"})).commit == pinned
+    assert fetch(Entry(path="layer_2", revision=commit, **facts)).commit == pinned
+    # who types the name decides
+    assert load_sae(f"hf://org/pointers@{commit}/layer_0").d_sae == N
+
+
 def test_a_set_of_pointers_says_to_name_a_layer(hub):
     commit_set(hub, [f"hf://{GEMMA}/{NPZ.format(number)}" for number in range(3)])
     with pytest.raises(FormatError, match=r"3 transcoders .* name one, as .*/layer_0"):
