@@ -89,6 +89,8 @@ def fetch(
     try:
         meant = follow_pointer(entry, access) if key in (None, SET) else entry
         elsewhere = meant.source != entry.source and meant.source.startswith("hf://")
+        if key in (None, SET) and not elsewhere and entry.source.startswith("hf://"):
+            access = replace(access, refresh=False)  # it has just been asked
         key = format or meant.format if not elsewhere else None
         fetched = _fetch(meant, key, access, extras)
         if elsewhere and fetched.format not in POINTED:

@@ -571,3 +571,26 @@ def test_hooks_that_are_not_known_are_left_out_and_told(tmp_path, caplog):
     data = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert data == {"model_kind": "transcoder_set", "activation": "relu"}
     assert caplog.text.count("which is not known: add it") == 2
+
+
+def test_a_refresh_asks_for_the_listing_once_and_for_that_of_the_pointed_repo_too(hub, tmp_path):
+    from saezoo.hub import fetch
+
+    folder, _ = layers(tmp_path)
+    hub.commit("org/set", files_of(folder))
+    commit_gemma(hub, tmp_path, 0)
+    commit_set(hub, [f"hf://{GEMMA}/{NPZ.format(0)}"])
+    for source in ("hf://org/set", "hf://org/pointers"):
+        entry = Entry(source=source, path="layer_0")
+        fetch(entry)
+        hub.requests.clear()
+        fetch(entry, refresh=True)
+        asked = {f"GET /api/models/{source.removeprefix('hf://')}": 1}
+        asked |= {f"GET /api/models/{GEMMA}": 1} if source.endswith("pointers") else {}
+        assert {key: n for key, n in hub.asked().items() if "/api/" in key} == asked
+
+
+def test_topk_is_written_with_a_warning_that_an_older_loader_takes_it_for_relu(tmp_path, caplog):
+    save_sae(tiny(**CAN["topk without ReLU"]), tmp_path / "a")
+    convert_sae(tmp_path / "a", tmp_path / "b", to="circuit_tracer")
+    assert "takes topk for relu" in caplog.text

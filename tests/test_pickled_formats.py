@@ -303,7 +303,7 @@ def test_one_of_several_saes_is_named_by_its_hook(tmp_path, hub):
     for start in (str(file), "hf://org/e2e/run/samples_400000.pt"):
         with pytest.raises(FormatError) as caught:
             load_sae(start)
-        told = f"samples_400000.pt/{apollo.OTHER} after its folder"
+        told = f"name one, as …/samples_400000.pt/{apollo.OTHER}"
         assert told in str(caught.value)
         for hook in (apollo.HOOK, apollo.OTHER):
             sae = load_sae(f"{start}/{hook}")

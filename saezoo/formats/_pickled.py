@@ -42,7 +42,9 @@ MAX_NAMES = 32
 """Classes that a checkpoint may name: a config holds a few others."""
 
 MAX_PICKLE = 4 * 2**20
-"""Bytes of the pickle itself; the tensors lie beside it. Those of SAEs have some thousand."""
+"""Bytes of the pickle itself; the tensors lie beside it. Those of SAEs have some thousand, and each
+may become an object of a hundred.
+"""
 
 MAX_WORDS = 1000
 """Letters of a word in a config."""
@@ -135,9 +137,13 @@ def named_classes(path: Path, limit: int = MAX_BYTES) -> list[str]:
     check_archive(path, limit)
     if not is_zip(path):
         return []
-    _refuse_long_pickle(path)
     try:
+        size = _pickle_bytes(path)
+        if size > MAX_PICKLE:
+            raise UnsafeFile(f"{path}: its pickle has {size:,} bytes, more than the {MAX_PICKLE:,}")
         names = sorted(get_unsafe_globals_in_checkpoint(path))
+    except UnsafeFile:
+        raise
     except pickle.UnpicklingError as error:
         raise UnsafeFile(
             f"{path}: this pickle wants more than tensors, so it was not read ({first_line(error)})"
@@ -194,9 +200,7 @@ def tensor_names(path: Path) -> set[str] | None:
     return {plain_name(key) for part in parts for key in part if isinstance(key, str)}
 
 
-def _refuse_long_pickle(path: Path) -> None:
-    """Every byte of a pickle may become an object of a hundred."""
+def _pickle_bytes(path: Path) -> int:
+    """All of an archive but its tensors."""
     with zipfile.ZipFile(path) as archive:
-        size = sum(item.file_size for item in archive.infolist() if "/data/" not in item.filename)
-    if size > MAX_PICKLE:
-        raise UnsafeFile(f"{path}: its pickle has {size:,} bytes, more than the {MAX_PICKLE:,}")
+        return sum(item.file_size for item in archive.infolist() if "/data/" not in item.filename)

@@ -12,7 +12,8 @@ k is the config's, or the file's tensor `k` (which to_safetensors writes and the
 the registry's; that of facebook/crv-8b-instruct-transcoders is 128 in the code itself. Those that
 are there must agree. The Qwen3 sets of mwhanna have wandb-config.yaml (or wanb-…) with the sizes,
 and one of them no config.yaml: then the tensors decide, as they do in circuit-tracer.
-Of circuit-tracer on PyPI, 0.5.0 reads no topk; its later versions do.
+The loader of circuit-tracer 0.5.0, the one on PyPI, does not look at `activation` and would take
+topk for relu; those that know Meta's set do look.
 """
 
 import logging
@@ -31,6 +32,7 @@ from saezoo.formats import FORMATS, Weights
 from saezoo.formats._hooks import site_of_hook
 from saezoo.formats._stream import stream_safetensors
 from saezoo.formats._tensors import (
+    SHOWN,
     expect_facts,
     expect_sizes,
     read_safetensors,
@@ -120,6 +122,10 @@ def write(cfg: SAEConfig, tensors: dict[str, Tensor], folder: Path) -> None:
     layer = cfg.site.layer if cfg.site is not None and cfg.site.layer is not None else 0
     plain = {name: value.detach().cpu() for name, value in out.items()}
     stream_safetensors(plain, folder / f"layer_{layer}.safetensors")
+    if cfg.architecture == "topk":
+        logger.warning(
+            "circuit-tracer 0.5.0 takes topk for relu: load this with a version that knows"
+        )
     text = yaml.safe_dump(_config(cfg, layer), sort_keys=False)
     (folder / CONFIG).write_text(text, encoding="utf-8")
 
@@ -185,7 +191,9 @@ def _only_file(folder: Path) -> Path:
 def _refuse_others(data: dict[str, Any], config: Path) -> None:
     kind = data.get("model_kind", "transcoder_set")
     if kind != "transcoder_set":
-        raise FormatError(f"{config}: model_kind {kind!r} is not that of transcoders of one layer")
+        raise FormatError(
+            f"{config}: model_kind {SHOWN.repr(kind)} is not that of transcoders of one layer"
+        )
 
 
 def _activation(
@@ -202,7 +210,7 @@ def _activation(
         name = "topk" if chooses else "jumprelu" if has_threshold else "relu"
     if name not in ACTIVATIONS:
         raise FormatError(
-            f"{file.with_name(CONFIG)}: activation {name!r} is not known; there are "
+            f"{file.with_name(CONFIG)}: activation {SHOWN.repr(name)} is not known; there are "
             f"{', '.join(ACTIVATIONS)}"
         )
     if has_threshold != (name == "jumprelu"):

@@ -24,7 +24,14 @@ from saezoo.entry import Entry
 from saezoo.errors import FormatError, MissingFile
 from saezoo.formats import Weights, split_part
 from saezoo.formats._hooks import site_of_hook
-from saezoo.formats._tensors import expect_facts, read_state_dict, read_yaml, refuse_rest, take
+from saezoo.formats._tensors import (
+    SHOWN,
+    expect_facts,
+    read_state_dict,
+    read_yaml,
+    refuse_rest,
+    take,
+)
 from saezoo.formats.gemma_scope import prefer
 
 CONFIG = "final_config.yaml"
@@ -55,7 +62,7 @@ def read(path: Path, entry: Entry | None) -> Weights:
     file, part = split_part(path)
     config = file.with_name(CONFIG)
     data = read_yaml(config) if config.is_file() else {}
-    raw = read_state_dict(file)
+    raw = {str(key): value for key, value in read_state_dict(file).items()}
     hook = _chosen(raw, part, entry, file)
     prefix = f"{hook.replace('.', '-')}."
     own = {key.removeprefix(prefix): raw[key] for key in raw if key.startswith(prefix)}
@@ -96,11 +103,10 @@ def unit_rows(columns: Tensor) -> Tensor:
 def _chosen(raw: dict[str, Any], part: str, entry: Entry | None, file: Path) -> str:
     """The hook whose SAE is meant."""
     ends = tuple(f".{name}" for name in NAMES)
-    starts = {key.removesuffix(end) for key in raw for end in ends if str(key).endswith(end)}
+    starts = {key.removesuffix(end) for key in raw for end in ends if key.endswith(end)}
     hooks = sorted(start.replace("-", ".") for start in starts)
-    if strange := [
-        str(key) for key in raw if not str(key).startswith(tuple(f"{s}." for s in starts))
-    ]:
+    known = tuple(f"{start}." for start in starts)
+    if strange := [key for key in raw if not key.startswith(known)]:
         raise FormatError(
             f"{file}: tensors that e2e_sae's SAEs do not have: {', '.join(sorted(strange)[:5])}"
         )
@@ -115,7 +121,7 @@ def _chosen(raw: dict[str, Any], part: str, entry: Entry | None, file: Path) -> 
     if len(hooks) > 1:
         raise FormatError(
             f"{file}: holds {len(hooks)} SAEs, of {_some(hooks)}: name one, as "
-            f"{file.name}/{hooks[0]} after its folder"
+            f"…/{file.name}/{hooks[0]}"
         )
     return hooks[0]
 
@@ -130,11 +136,11 @@ def _expect_config(data: dict[str, Any], found: dict[str, int], config: Path) ->
         raise FormatError(f"{config}: saes is {type(saes).__name__}, expected a mapping")
     kind, ratio = saes.get("type_of_sparsifier") or "sae", saes.get("dict_size_to_input_ratio")
     if kind != "sae":
-        raise FormatError(f"{config}: type_of_sparsifier {kind!r} is not read; sae is")
+        raise FormatError(f"{config}: type_of_sparsifier {SHOWN.repr(kind)} is not read; sae is")
     if ratio is None:
         return
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio < 1e6:
-        raise FormatError(f"{config}: dict_size_to_input_ratio is {ratio!r}")
+        raise FormatError(f"{config}: dict_size_to_input_ratio is {SHOWN.repr(ratio)}")
     if int(ratio * found["d_in"]) != found["d_sae"]:
         raise FormatError(
             f"{config}: dict_size_to_input_ratio is {ratio}, but the tensors have "
