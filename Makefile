@@ -27,10 +27,11 @@ fmt: $(STAMP)  ## put the code into shape
 	$(BIN)/ruff format .
 
 # an environment each, so that none decides another's versions; `make test` never comes here
-test-peers: .venvs/saelens/.installed .venvs/sparsify/.installed .venvs/dictionary_learning/.installed  ## against the real packages: what they write is read, what is written they load
+test-peers: .venvs/saelens/.installed .venvs/sparsify/.installed .venvs/dictionary_learning/.installed .venvs/circuit_tracer/.installed  ## against the real packages: what they write is read, what is written they load
 	.venvs/saelens/bin/python -m pytest tests_peers/test_saelens.py tests_peers/test_interop.py
 	.venvs/sparsify/bin/python -m pytest tests_peers/test_sparsify.py
 	.venvs/dictionary_learning/bin/python -m pytest tests_peers/test_dictionary_learning.py
+	.venvs/circuit_tracer/bin/python -m pytest tests_peers/test_circuit_tracer.py
 
 .venvs/saelens/.installed: PEER = sae-lens
 .venvs/sparsify/.installed: PEER = eai-sparsify
@@ -39,8 +40,13 @@ test-peers: .venvs/saelens/.installed .venvs/sparsify/.installed .venvs/dictiona
 .venvs/dictionary_learning/.installed: PEER = nnsight einops tqdm
 .venvs/dictionary_learning/.installed: ALONE = dictionary-learning
 
+# circuit-tracer pins a transformers and a huggingface-hub of 2025: what its transcoders' module
+# imports is this
+.venvs/circuit_tracer/.installed: PEER = transformers
+.venvs/circuit_tracer/.installed: ALONE = circuit-tracer
+
 # torch goes first, by its exact version, and stands in the second line so that it stays
-.venvs/saelens/.installed .venvs/sparsify/.installed .venvs/dictionary_learning/.installed: pyproject.toml constraints.txt
+.venvs/saelens/.installed .venvs/sparsify/.installed .venvs/dictionary_learning/.installed .venvs/circuit_tracer/.installed: pyproject.toml constraints.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
 	$(@D)/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" --editable . pytest $(PEER)

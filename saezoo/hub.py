@@ -6,7 +6,7 @@ import difflib
 import os
 import sys
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -37,10 +37,13 @@ from saezoo.formats import (
     match_names,
     names_in,
     split_layer,
+    split_part,
     unread_format,
     what_files,
     what_folders,
 )
+from saezoo.pointers import FORMAT as SET
+from saezoo.pointers import POINTED, follow_pointer
 from saezoo.transfer import Access, offline_wanted, refuse_unsafe_path, remove_linked
 
 WITH_EXTRAS = frozenset({"native"})
@@ -53,7 +56,7 @@ class Fetched:
 
     path: Path
     """The folder, or the file where one SAE is one file. One layer of what spans several is called
-    `FOLDER/layer_3`, which is no file.
+    `FOLDER/layer_3`, one of several SAEs in a file `FILE/PART`, neither of which is a file.
     """
     format: str
     """A key of saezoo.formats.FORMATS."""
@@ -61,6 +64,8 @@ class Fetched:
     """Of a Hub repo: the commit that was served."""
     how: str
     """In words: which commit and why, or from where."""
+    entry: Entry | None = None
+    """Whose files these are: another's than was asked for where a config points to it."""
 
 
 def fetch(
@@ -90,16 +95,31 @@ def fetch(
         raise unread_format(key, entry.name)
     access = _access(token, cache_dir, local_files_only, refresh, progress)
     try:
-        if entry.source.startswith("hf://"):
-            return _fetch_hub(entry, key, access, extras)
-        if entry.source.startswith(("https://", "http://")):
-            return _fetch_https(entry, key, access, extras)
-        return _find_local(entry, key)
+        meant = follow_pointer(entry, access) if key in (None, SET) else entry
+        elsewhere = meant.source != entry.source and meant.source.startswith("hf://")
+        if key in (None, SET) and not elsewhere and entry.source.startswith("hf://"):
+            access = replace(access, refresh=False)  # it has just been asked
+        key = format or meant.format if not elsewhere else None
+        fetched = _fetch(meant, key, access, extras)
+        if elsewhere and fetched.format not in POINTED:
+            raise FormatError(
+                f"{entry.name}: points to {meant.source}/{meant.path} of the format "
+                f"{fetched.format}; pointers are followed to {', '.join(POINTED)}"
+            )
+        return fetched if meant is entry else replace(fetched, entry=meant)
     except FetchError:
         raise
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise FetchError(f"{entry.name}: {reason} (in the cache {access.root}?)") from error
+
+
+def _fetch(entry: Entry, key: str | None, access: Access, extras: bool) -> Fetched:
+    if entry.source.startswith("hf://"):
+        return _fetch_hub(entry, key, access, extras)
+    if entry.source.startswith(("https://", "http://")):
+        return _fetch_https(entry, key, access, extras)
+    return _find_local(entry, key)
 
 
 def fetch_file(
@@ -200,22 +220,24 @@ def _find_local(entry: Entry, key: str | None) -> Fetched:
         path = Path(__file__).parent / "bundled" / folder / entry.path
     else:
         path = Path(folder).expanduser() / entry.path
-    inside, layer = split_layer(path)
+    whole, part = split_part(path)
+    inside, layer = split_layer(whole)
     if not inside.exists():
         raise MissingFile(f"{path}: no such file or folder")
     if key is None or key in FAMILIES:
-        found = detect(path)
+        found = detect(whole)
         if not among(key, [found]):
             raise FormatError(f"{path}: is of the format {found}, which is no {key}")
         key = found
     elif layer is not None and not format_of(key).layered:
         raise MissingFile(f"{path}: no such file or folder, and the format {key} has no layers")
     if inside.is_dir():
-        there = names_in(inside)
+        there = names_in(inside, {key: format_of(key)})
         required, _ = needed_files(key, False, str(path), there=there, layer=layer)
         lacking = [name for name in required if not (inside / name).is_file()]
         if lacking:
             raise MissingFile(f"{path}: the format {key} needs {', '.join(lacking)}")
+    _refuse_part(part, key, str(whole))
     return Fetched(path, key, None, "bundled" if bundled else "local")
 
 
@@ -223,8 +245,8 @@ def _fetch_hub(entry: Entry, key: str | None, access: Access, extras: bool) -> F
     from saezoo.hf import get_files, list_repo
 
     listing = list_repo(entry.source.removeprefix("hf://").strip("/"), entry.revision, access)
-    folder, name = entry.path.strip("/"), ""
-    candidates: list[str] = []
+    folder, part = _split_listed(entry.path.strip("/"), listing.files)
+    name, candidates = "", list[str]()
     where = f"{listing.repo} at {listing.commit[:8]}…: {folder or 'its root'}"
     if folder in listing.files:
         if key and (key in FAMILIES or not format_of(key).suffixes):
@@ -263,8 +285,22 @@ def _fetch_hub(entry: Entry, key: str | None, access: Access, extras: bool) -> F
             break
     else:
         raise _no_format(where, list(below))
+    _refuse_part(part, taken, where)
     _refuse_wrong_size(entry, needed, paths)
-    return Fetched(local, taken, listing.commit, listing.how)
+    return Fetched(local / part, taken, listing.commit, listing.how)
+
+
+def _split_listed(path: str, files: Collection[str]) -> tuple[str, str]:
+    """(file, part) of FILE/PART, as `split_part` has it, among the files of a repo."""
+    parts = path.split("/")
+    starts = ("/".join(parts[:count]) for count in range(1, len(parts)))
+    file = next((start for start in starts if start in files), None)
+    return (path, "") if file is None else (file, path.removeprefix(f"{file}/"))
+
+
+def _refuse_part(part: str, key: str, where: str) -> None:
+    if part and not FORMATS[key].parts:
+        raise MissingFile(f"{where}: is one SAE of the format {key}, so there is no {part!r} in it")
 
 
 def _fetch_https(entry: Entry, key: str | None, access: Access, extras: bool) -> Fetched:
@@ -400,7 +436,8 @@ def _first_there(key: str, base: str, access: Access) -> list[str]:
     """Of the files of which a format's folder has one, the one that is below a URL."""
     from saezoo.https import fetch_optional, join_url
 
-    found = (item for item in format_of(key).one_of if fetch_optional(join_url(base, item), access))
+    known = (item for item in format_of(key).one_of if "*" not in item)
+    found = (item for item in known if fetch_optional(join_url(base, item), access))
     return [first] if (first := next(found, None)) else []
 
 
@@ -430,17 +467,20 @@ def needed_files(
     if not form.files:
         endings = ", ".join(f"*{suffix}" for suffix in form.suffixes)
         raise FormatError(f"{where}: an SAE of the format {key} is one file ({endings}); name it")
-    chosen = ([item for item in form.one_of if item in there] or [*form.one_of])[:1]
+    chosen = form.one_of_in(there) or [*form.one_of]
+    if len(chosen) > 1 and chosen[0] not in form.one_of:
+        more = f" and {len(chosen) - 3} more" if len(chosen) > 3 else ""
+        raise FormatError(f"{where}: holds {', '.join(chosen[:3])}{more}: name one of them")
     if layer is None:
         own = form.layer_files_in(there)
-        return tuple(dict.fromkeys([*form.files, *chosen, *own])), optional
+        return tuple(dict.fromkeys([*form.files, *chosen[:1], *own])), optional
     own = [template.replace("{layer}", str(layer)) for template in form.layer_files]
-    return (*form.shared_files(), *chosen, *own), optional
+    return (*form.shared_files(), *chosen[:1], *own), optional
 
 
 def is_one_file(name: str, key: str) -> bool:
     form = format_of(key)
-    return name.endswith(form.suffixes) if form.files else True
+    return bool(form.is_called(name)) if form.files else True
 
 
 def stated_hash(entry: Entry, name: str, required: tuple[str, ...]) -> str | None:

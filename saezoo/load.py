@@ -147,6 +147,7 @@ def read_weights(fetched: Fetched, entry: Entry | None, *, keep: bool = True) ->
     """The canonical form of fetched files, completed by what the registry knows. What had to be
     unpacked is kept for the next time; keep=False reads the published files themselves.
     """
+    entry = fetched.entry or entry
     read = format_module(fetched.format).read
     weights = read_kept(fetched, entry, read) if keep else read(fetched.path, entry)
     return Weights(_with_registry_facts(weights.cfg, entry), weights.tensors)

@@ -196,7 +196,7 @@ class Hosts:
 def _choices(key: str) -> list[list[str]]:
     """What a folder may have, of the files of which it has one."""
     one_of = format_of(key).one_of if is_read(key) else ()
-    return [[name] for name in one_of] or [[]]
+    return [[name] for name in one_of if "*" not in name] or [[]]
 
 
 def _wanted(

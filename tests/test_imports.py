@@ -27,6 +27,7 @@ TIERS = [
     {"save", "interop"},
     {"transfer"},
     {"hf", "https"},
+    {"pointers"},
     {"hub"},
     {"manifest", "index", "kept", "metadata", "fill"},
     {"zoo"},
