@@ -13,11 +13,12 @@ from torch import Tensor
 from saezoo.build import build
 from saezoo.entry import Entry
 from saezoo.errors import FormatError, NotFinite, SaezooError
+from saezoo.fetched import Fetched
 from saezoo.files import sha256_of
 from saezoo.find import find_sae
 from saezoo.formats import format_of, split_layer, split_part
 from saezoo.formats._tensors import read_safetensors, refuse_not_finite
-from saezoo.hub import Fetched, fetch
+from saezoo.hub import fetch
 from saezoo.load import read_weights
 from saezoo.numerics import TOLERANCE, largest_difference
 from saezoo.sae import SAE

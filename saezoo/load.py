@@ -12,10 +12,11 @@ from saezoo.config import SAEConfig
 from saezoo.config_multi import AnyConfig
 from saezoo.entry import Entry
 from saezoo.errors import AmbiguousName, UnknownSAE
+from saezoo.fetched import Fetched
 from saezoo.find import find_sae
 from saezoo.formats import Weights, format_module
 from saezoo.formats._tensors import refuse_not_finite
-from saezoo.hub import Fetched, fetch
+from saezoo.hub import fetch
 from saezoo.index import Row
 from saezoo.kept import read_kept
 from saezoo.placing import DTypes

@@ -28,7 +28,8 @@ from saezoo.formats import (
 )
 from saezoo.hf import ask_hub, is_commit, refuse_bad_repo
 from saezoo.https import folder_of, join_url, refuse_plain_http, shown
-from saezoo.hub import fetch, is_one_file, layer_below, needed_files
+from saezoo.hub import fetch
+from saezoo.needed import is_one_file, layer_below, needed_files
 from saezoo.transfer import ask_again, refuse_unsafe_path, seconds_to_wait
 
 TIMEOUT = (10.0, 60.0)
