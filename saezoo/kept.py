@@ -28,12 +28,12 @@ from typing import Any
 
 from saezoo.entry import Entry
 from saezoo.errors import ConfigError, SaezooError
+from saezoo.fetched import Fetched
 from saezoo.files import sha256_of, write_folder
 from saezoo.formats import FORMATS, Weights, native
 from saezoo.formats._npz import find_data, read_header
 from saezoo.formats._stream import NAMES, byte_count, stream_safetensors
 from saezoo.formats._tensors import is_zip
-from saezoo.hub import Fetched
 from saezoo.transfer import read_json, write_json
 
 logger = logging.getLogger(__name__)

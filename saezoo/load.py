@@ -13,10 +13,11 @@ from saezoo.config_multi import AnyConfig
 from saezoo.custom import build_custom
 from saezoo.entry import Entry
 from saezoo.errors import AmbiguousName, InputError, UnknownSAE
+from saezoo.fetched import Fetched
 from saezoo.find import find_sae
 from saezoo.formats import Weights, format_module
 from saezoo.formats._tensors import refuse_not_finite
-from saezoo.hub import Fetched, fetch
+from saezoo.hub import fetch
 from saezoo.index import Row
 from saezoo.kept import read_kept
 from saezoo.placing import DTypes
@@ -168,6 +169,7 @@ def read_weights(fetched: Fetched, entry: Entry | None, *, keep: bool = True) ->
     """The canonical form of fetched files, completed by what the registry knows. What had to be
     unpacked is kept for the next time; keep=False reads the published files themselves.
     """
+    entry = fetched.entry or entry
     read = format_module(fetched.format).read
     weights = read_kept(fetched, entry, read) if keep else read(fetched.path, entry)
     return Weights(_with_registry_facts(weights.cfg, entry), weights.tensors)

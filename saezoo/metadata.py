@@ -28,7 +28,8 @@ from saezoo.formats import (
 )
 from saezoo.hf import ask_hub, is_commit, refuse_bad_repo
 from saezoo.https import folder_of, join_url, refuse_plain_http, shown
-from saezoo.hub import fetch, is_one_file, layer_below, needed_files
+from saezoo.hub import fetch
+from saezoo.needed import is_one_file, layer_below, needed_files
 from saezoo.transfer import ask_again, refuse_unsafe_path, seconds_to_wait
 
 TIMEOUT = (10.0, 60.0)
@@ -196,7 +197,7 @@ class Hosts:
 def _choices(key: str) -> list[list[str]]:
     """What a folder may have, of the files of which it has one."""
     one_of = format_of(key).one_of if is_read(key) else ()
-    return [[name] for name in one_of] or [[]]
+    return [[name] for name in one_of if "*" not in name] or [[]]
 
 
 def _wanted(

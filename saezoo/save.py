@@ -36,7 +36,8 @@ def new_folder(folder: Path, format_name: str) -> Iterator[Path]:
     if folder.is_dir():
         form = format_of(format_name)
         names = {item.name for item in folder.iterdir()}
-        known = {*form.files, *form.optional, *form.layer_files_in(names)}
+        several = (*form.one_of_in(names), *form.layer_files_in(names))
+        known = {*form.files, *form.optional, *several}
         ours = set(form.files) <= names <= known
         if names and not ours:
             raise FormatError(

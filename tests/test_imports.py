@@ -27,6 +27,8 @@ TIERS = [
     {"save", "interop"},
     {"transfer"},
     {"hf", "https"},
+    {"needed", "fetched", "pointers"},
+    {"unlisted"},
     {"hub"},
     {"manifest", "index", "kept", "metadata", "fill"},
     {"zoo"},

@@ -40,7 +40,6 @@ from saezoo.formats._lookup import (
 from saezoo.formats._table import (
     FAMILIES,
     FORMATS,
-    KNOWN_OF,
     REFUSED,
     Format,
 )
@@ -54,7 +53,6 @@ __all__ = [
     "FAMILIES",
     "FORMATS",
     "Format",
-    "KNOWN_OF",
     "LAYER_NAME",
     "REFUSED",
     "Weights",

@@ -72,20 +72,22 @@ def _having(names: set[str], formats: Mapping[str, Format]) -> list[str]:
         for key, form in formats.items()
         if form.files and names >= set(form.files) and (not form.one_of or form.one_of_in(names))
     ]
-    return sorted(found, key=lambda key: _says_least(formats[key]))
+
+    def rank(key: str) -> tuple[int, int]:
+        form = formats[key]
+        return -len(form.files) - bool(form.one_of), -len(form.holds)
+
+    return sorted(found, key=rank)
 
 
 def _called(name: str, formats: Mapping[str, Format]) -> list[str]:
-    scored = [
-        (-len(suffix), _says_least(form), key)
-        for key, form in formats.items()
-        if (suffix := form.is_called(name))
-    ]
-    return [key for *_, key in sorted(scored, key=lambda item: item[:2])]
+    ends = {key: form.is_called(name).rpartition("*")[2] for key, form in formats.items()}
 
+    def rank(key: str) -> tuple[int, bool, int]:
+        form = formats[key]
+        return -len(ends[key]), form.marker is None, -len(form.holds)
 
-def _says_least(form: Format) -> tuple[int, int]:
-    return -len(form.files) - bool(form.one_of), -len(form.holds)
+    return sorted((key for key in ends if ends[key]), key=rank)
 
 
 def split_part(path: Path) -> tuple[Path, str]:
@@ -159,7 +161,7 @@ def holds_tensors(path: Path, key: str) -> bool | None:
     if path.is_dir():
         names = names_in(path, {key: form})
         path = next(path / name for name in (*form.one_of_in(names), *form.files) if name in names)
-    from saezoo.formats._tensors import tensor_names
+    from saezoo.formats._pickled import tensor_names
 
     held = tensor_names(path)
     return None if held is None else all(fnmatch.filter(held, wanted) for wanted in form.holds)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from types import ModuleType
 
 from saezoo.errors import FormatError
-from saezoo.formats._table import FAMILIES, FORMATS, KNOWN_OF, REFUSED, Format
+from saezoo.formats._table import FAMILIES, FORMATS, REFUSED, Format
 
 
 def format_of(name: str) -> Format:
@@ -52,8 +52,6 @@ def unread_format(name: str, where: str) -> FormatError:
         return FormatError(f"{where}: its format {name} cannot be read: {REFUSED[name]}")
     if name in _others().plugin_points():
         return FormatError(f"{where}: the package that has the format {name} cannot be used")
-    if name in KNOWN_OF:
-        return FormatError(f"{where}: its format {name} is known but not read yet")
     return FormatError(
         f"no format {name!r}. There are: {', '.join([*FORMATS, *_others().plugin_points()])}"
     )

@@ -167,6 +167,36 @@ FORMATS: dict[str, Format] = {
         optional=("config.json",),
         holds=("W_enc", "W_dec", "b_dec", "idf", "max"),
     ),
+    "circuit_tracer": Format(
+        "circuit-tracer's transcoders of one layer",
+        files=("config.yaml",),
+        one_of=("layer_*.safetensors",),
+        optional=("config.yaml", "wandb-config.yaml", "wanb-config.yaml"),
+        suffixes=("layer_*.safetensors",),
+        holds=("W_enc", "W_dec", "b_dec"),
+        writable=True,
+    ),
+    "e2e": Format(
+        "Apollo Research e2e_sae",
+        suffixes=(".pt",),
+        optional=("final_config.yaml",),
+        holds=("*.encoder.0.weight", "*.decoder.weight"),
+        parts=True,
+    ),
+    "dunefsky": Format(
+        "Jacob Dunefsky's transcoders",
+        suffixes=(".pt",),
+        holds=("cfg", "state_dict", "hook_point", "W_dec", "b_dec"),
+    ),
+    "prisma": Format(
+        "Prisma (vision models)",
+        files=("config.json",),
+        one_of=("weights.pt", "n_images_*.pt"),
+        optional=("config.json",),
+        suffixes=(".pt",),
+        marker=("config.json", "activation_fn_str"),
+        holds=("W_enc", "W_dec", "b_dec"),
+    ),
     "gemma_scope_2_multi": Format(
         "Google DeepMind Gemma Scope 2, cross-layer transcoders and crosscoders",
         files=("params_layer_0.safetensors",),
@@ -200,15 +230,6 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     ),
 }
 """Names that the registry uses for several formats: the files decide for which."""
-
-KNOWN_OF = (
-    "circuit_tracer",
-    "temporal",
-    "e2e",
-    "dunefsky",
-    "prisma",
-)
-"""Formats that the registry may name though nothing here reads them yet; one in FORMATS is read."""
 
 REFUSED = {
     "temporal": "its codes come out of attention over the whole context, so they are not those of "
