@@ -58,7 +58,7 @@ def load_sae(
     if verify:
         refuse_not_finite(weights.tensors, entry.name)
     sae = build_sae(weights.cfg, weights.tensors, device=device, dtype=dtype, where=entry.name)
-    sae.folder = fetched.path if fetched.path.is_dir() else fetched.path.parent
+    sae.folder = fetched.path.parent if fetched.path.is_file() else fetched.path
     return sae
 
 
