@@ -96,7 +96,7 @@ def load_sae(
         consume=True,
     )
     if isinstance(model, SAE):
-        model.folder = fetched.path if fetched.path.is_dir() else fetched.path.parent
+        model.folder = fetched.path.parent if fetched.path.is_file() else fetched.path
     # a type checker is told of the common case; names of the others are told apart by people
     return cast(SAE, model)
 
