@@ -14,6 +14,7 @@ from saezoo.errors import CaptureError
 from saezoo.evaluation import context_length, evaluate_pieces
 from saezoo.features import TokenSeen, look_at_tokens, promoted_tokens
 from saezoo.metrics import Metrics
+from saezoo.passes import site_of
 from saezoo.sae import SAE
 
 if TYPE_CHECKING:
@@ -64,11 +65,8 @@ def look(
     Raises CaptureError for a text of fewer than three tokens, or an SAE that does not know its
     site.
     """
-    site, rule = sae.cfg.site, sae.cfg.tokens or TokenRule(skip_first=1)
-    if site is None or site.module is None:
-        raise CaptureError(
-            "this SAE does not say which module of its model it reads, so it cannot be shown"
-        )
+    site_of(sae)
+    rule = sae.cfg.tokens or TokenRule(skip_first=1)
     length, bos = context_length(host.model, rule), bool(rule.prepend_bos)
     found = contexts(host.tokenizer, [text], length, prepend_bos=bos, smallest=3)
     pieces = [piece for _, piece in found]

@@ -15,7 +15,7 @@ from saezoo.config import TokenRule
 from saezoo.errors import CaptureError, DataError
 from saezoo.guard import Guard, check_host
 from saezoo.metrics import Metrics, density_histogram
-from saezoo.passes import Part, Passes
+from saezoo.passes import Part, Passes, site_of
 from saezoo.sae import SAE
 
 CONTEXT = 512
@@ -124,6 +124,7 @@ def evaluate_many(
     batch's clean forward pass.
     """
     for sae in saes.values():
+        site_of(sae)
         check_host(model, sae.cfg, guard=guard, tokenizer=tokenizer)
     wanted: dict[tuple[bool, int], dict[str, SAE]] = {}
     for name, sae in saes.items():

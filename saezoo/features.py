@@ -23,7 +23,7 @@ from saezoo.evaluation import (
     take_pieces,
 )
 from saezoo.metrics import in_chunks, sparse_or_dense
-from saezoo.passes import see_places
+from saezoo.passes import see_places, site_of
 from saezoo.sae import SAE
 from saezoo.sites import Place, find_module, find_place
 from saezoo.sparse import SparseFeatures
@@ -263,11 +263,10 @@ class _Walk:
     """An SAE in its model, to be run over contexts."""
 
     def __init__(self, model: nn.Module, tokenizer: Any, sae: SAE) -> None:
-        if sae.cfg.site is None:
-            raise CaptureError("the SAE does not say which site it reads: give site=Site(module=…)")
+        site = site_of(sae)
         self.model, self.tokenizer, self.sae = model, tokenizer, sae
         self.rule = sae.cfg.tokens or TokenRule(skip_first=1)
-        self.place = find_place(model, sae.cfg.site)
+        self.place = find_place(model, site)
         self.places: dict[Any, Place] = {"x": self.place}
         if sae.cfg.out_site is not None:
             self.places["y"] = find_place(model, sae.cfg.out_site)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from saezoo.attaching import check_tensor
 from saezoo.capture import Dropped, keep_tokens
-from saezoo.config import TokenRule
-from saezoo.errors import CaptureError
+from saezoo.config import SAEConfig, Site, TokenRule
+from saezoo.errors import CaptureError, InputError
 from saezoo.hooks import hook_place
 from saezoo.metrics import ReconstructionSums, kl_divergence, next_token_loss, recovered
 from saezoo.resume import Resume, state_bytes
@@ -32,9 +32,7 @@ class Part:
     """
 
     def __init__(self, model: nn.Module, sae: SAE, *, pca: bool = False) -> None:
-        site, out_site = sae.cfg.site, sae.cfg.out_site
-        if site is None:
-            raise CaptureError("the SAE does not say which site it reads: give site=Site(module=…)")
+        site, out_site = site_of(sae), sae.cfg.out_site
         if sae.cfg.is_transcoder and out_site is None:
             raise CaptureError("the transcoder does not say where its output goes: no out_site")
         self.sae, self.pca = sae, pca
@@ -67,6 +65,20 @@ class Part:
     def by_mean(self) -> Hashable:
         """What an ablation by the mean depends on: where, and over which tokens."""
         return _where(self.out_place), self.rule.model_dump_json()
+
+
+def site_of(sae: Any) -> Site:
+    """The site that an SAE reads. Raises CaptureError where it does not say, InputError for what
+    reads several layers.
+    """
+    if not isinstance(sae.cfg, SAEConfig):
+        raise InputError(
+            f"a {type(sae).__name__} spans several layers or models; this is for SAEs and "
+            "transcoders of one layer"
+        )
+    if sae.cfg.site is None:
+        raise CaptureError("the SAE does not say which site it reads: give site=Site(module=…)")
+    return sae.cfg.site
 
 
 class Passes:

@@ -23,6 +23,7 @@ from saezoo.entry import Entry
 from saezoo.errors import CaptureError
 from saezoo.evaluation import Progress, silent
 from saezoo.metrics import in_chunks
+from saezoo.passes import site_of
 from saezoo.sae import CHOOSING, SAE
 from saezoo.suspects import (
     Use,
@@ -147,8 +148,7 @@ def self_check(
     Raises DataError for texts without a context, CaptureError where the SAE's site is not found,
     has another width or carries NaN, or where no token counts.
     """
-    if sae.cfg.site is None:
-        raise CaptureError("the SAE does not say which site it reads: give site=Site(module=…)")
+    site_of(sae)
     declared, use = declared_of(sae.cfg, entry), as_stated(sae)
     bench = Bench(model, tokenizer, list(_some(texts, tokens)), tokens)
     bench.collect([use], strict=True)

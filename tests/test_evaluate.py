@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import saezoo.resume
 from saezoo.capture import capture, find_module, hook_site
 from saezoo.config import SAEConfig, Site, TokenRule
-from saezoo.errors import CaptureError, DataError, SaezooError
+from saezoo.errors import CaptureError, DataError, InputError, SaezooError
 from saezoo.evaluation import (
     batches,
     context_length,
@@ -338,6 +338,14 @@ def test_texts_without_a_token_that_counts_are_refused_and_why_is_said(llama):
             evaluate(llama, Tokenizer(), sae, empty)
     with pytest.raises(CaptureError, match="all 3 .1 as first of their context, 2 as special"):
         evaluate(llama, Tokenizer(), sae, ["5 2 2"])
+
+
+def test_what_spans_several_layers_is_refused_by_name(llama):
+    class CLTLayer(torch.nn.Module):
+        cfg = object()
+
+    with pytest.raises(InputError, match="a CLTLayer spans several layers"):
+        evaluate(llama, Tokenizer(), CLTLayer(), TEXTS)
 
 
 def test_activations_with_nan_and_an_sae_without_a_site_are_refused():
