@@ -66,7 +66,9 @@ def load_sae(
     if custom is not None or weights.cfg.custom is not None:
         check_tensors(weights.cfg, weights.tensors, entry.name)
         return build_custom(weights.cfg, weights.tensors, custom, device, dtype, entry.name)
-    return build_sae(weights.cfg, weights.tensors, device=device, dtype=dtype, where=entry.name)
+    sae = build_sae(weights.cfg, weights.tensors, device=device, dtype=dtype, where=entry.name)
+    sae.folder = fetched.path if fetched.path.is_dir() else fetched.path.parent
+    return sae
 
 
 def load_saes(

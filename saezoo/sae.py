@@ -75,6 +75,8 @@ class SAE(nn.Module):
             self.register_parameter(
                 name, nn.Parameter(torch.zeros(shape, device=device), requires_grad=False)
             )
+        self.folder: Path | None = None
+        """Where its files lie, when it was loaded from files: what stands beside the weights."""
         self._told = False
         self.eval()
 
@@ -139,6 +141,26 @@ class SAE(nn.Module):
             return out.to(values.dtype)
         self._check_input(x)
         return self._complete(out, x).to(x.dtype)
+
+    def decode_change(self, features: Tensor, change: Tensor, x: Tensor) -> Tensor:
+        """decode(f + change, x) - decode(f, x) for the same x, whatever f: what `change` (…, n) of
+        the n features called `features` adds to the reconstruction (…, d_out), in the compute dtype
+        or float32 if that is wider. Exactly zero where change is.
+        """
+        self._check_input(x)
+        rows = self.W_dec[features].to(self.b_dec.dtype)
+        if self.cfg.decoder_norm == "scale":
+            rows = rows / rows.norm(dim=1, keepdim=True)
+        out = change.to(rows.dtype) @ rows
+        z = x.to(out.dtype)
+        match self.cfg.input_norm:
+            case Scale(factor=factor):
+                out = out / factor
+            case LayerNorm(ddof=ddof):
+                out = out * z.std(-1, correction=ddof, keepdim=True)
+            case ConstantNorm():
+                out = out * (z.norm(dim=-1, keepdim=True) / self.d_in**0.5)
+        return out
 
     def forward(self, x: Tensor) -> Tensor:
         """The complete reconstruction (…, d_out) of (…, d_in): normalisation undone, skip added, in

@@ -121,7 +121,7 @@ BAD = [
     (["sae.d_sae=100000000000"], "GB of memory, and this machine has"),
     (["data.tokens=100000000000000", "data.store=true"], "are free; checkpoints"),
     (["nonsense"], "is neither a recipe nor key=value"),
-    (["architecture=mine:SAE"], "no module mine in"),
+    (["architecture=mine:SAE"], "mine.py should lie beside the recipe"),
 ]
 
 

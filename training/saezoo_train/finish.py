@@ -3,7 +3,6 @@ golden and stats.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from saezoo.capture import contexts
 from saezoo.check import write_golden
 from saezoo.config import Origin, SAEConfig, Site, TokenRule
 from saezoo.errors import DataError
+from saezoo.evaluation import evaluate_pieces
 from saezoo.formats import native
-from saezoo.metrics import Metrics, ReconstructionSums, evaluate
+from saezoo.metrics import Metrics, ReconstructionSums
 from saezoo.sae import SAE, build_sae
 from saezoo.save import new_folder
 from saezoo_train.architectures import Architecture
@@ -56,9 +56,10 @@ def fold(
         "notes": notes,
     }
     cfg, tensors = model.export(facts)
-    dtype = getattr(torch, recipe.save_dtype)
     if cfg.custom is not None:
+        # what may be rounded only its author knows
         return cfg, {name: value.detach().cpu() for name, value in tensors.items()}
+    dtype = getattr(torch, recipe.save_dtype)
     return cfg, {
         name: (value.to(dtype) if value.dim() == 2 else value).detach().cpu()
         for name, value in tensors.items()
@@ -95,15 +96,15 @@ def measure(
     progress: Callable[[int], None],
 ) -> Metrics:
     """The metrics of `saezoo.metrics` on held-out contexts."""
-    return evaluate(
+    measured = evaluate_pieces(
         model,
-        sae,
+        {"": sae},
         pieces,
         special_ids=tokenizer.all_special_ids,
-        pad_id=tokenizer.pad_token_id or 0,
-        pca_k=pca_directions(sae),
-        progress=progress,
+        pca=True,
+        progress=lambda done, total: progress(len(pieces) * done // total),
     )
+    return measured[""].metrics
 
 
 def pca_directions(sae: Any) -> int:
@@ -130,11 +131,6 @@ def measure_rows(sae: Any, rows: Iterator[Tensor], max_norm: float) -> Facts:
         "pca_fvu": sums.pca_fvu(pca_k),
         "tokens": sums.tokens,
     }
-
-
-def to_facts(metrics: Metrics) -> Facts:
-    """Measured metrics as a spec keeps them; what was not measured is left out."""
-    return {key: value for key, value in asdict(metrics).items() if value is not None}
 
 
 def feature_stats(

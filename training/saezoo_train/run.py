@@ -28,7 +28,6 @@ from saezoo_train.finish import (
     fold,
     measure,
     measure_rows,
-    to_facts,
     write_result,
 )
 from saezoo_train.folder import RunFolder
@@ -202,7 +201,7 @@ def _finish(
     if ready.model is not None:
         watch.phase("measuring", len(ready.pieces), unit="contexts")
         found = measure(sae, ready.model, ready.tokenizer, ready.pieces, progress)
-        facts = to_facts(found) | facts
+        facts = {**found.to_json(), **facts}
     sae = to_measure(cfg, tensors, kind)
     if ready.model is None and isinstance(source, ShardSource):
         del facts["held_out_documents"]
