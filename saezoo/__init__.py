@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from saezoo.attaching import attach
     from saezoo.capture import activations
+    from saezoo.clt import CrossLayerTranscoder
+    from saezoo.clt_layer import CLTLayer
     from saezoo.config import SAEConfig, Site, TokenRule
+    from saezoo.config_multi import CLTConfig, CrosscoderConfig
     from saezoo.convert import convert_sae
+    from saezoo.crosscoder import Crosscoder
     from saezoo.entry import Entry
     from saezoo.errors import SaezooError
     from saezoo.evaluation import Evaluation, evaluate, evaluate_many
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
     from saezoo.sae import SAE
     from saezoo.save import save_sae
     from saezoo.search import list_saes
+    from saezoo.selfcheck import self_check
     from saezoo.sparse import SparseFeatures
     from saezoo.stats import feature_stats
     from saezoo.steering import steer
@@ -27,6 +32,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "CLTConfig": "saezoo.config_multi",
+    "CLTLayer": "saezoo.clt_layer",
+    "CrossLayerTranscoder": "saezoo.clt",
+    "Crosscoder": "saezoo.crosscoder",
+    "CrosscoderConfig": "saezoo.config_multi",
     "Entry": "saezoo.entry",
     "Evaluation": "saezoo.evaluation",
     "SAE": "saezoo.sae",
@@ -46,11 +56,17 @@ _HOME = {
     "load_sae": "saezoo.load",
     "load_saes": "saezoo.load",
     "save_sae": "saezoo.save",
+    "self_check": "saezoo.selfcheck",
     "steer": "saezoo.steering",
 }
 
 __all__ = [
     "SAE",
+    "CLTConfig",
+    "CLTLayer",
+    "CrossLayerTranscoder",
+    "Crosscoder",
+    "CrosscoderConfig",
     "Entry",
     "Evaluation",
     "SAEConfig",
@@ -70,6 +86,7 @@ __all__ = [
     "load_sae",
     "load_saes",
     "save_sae",
+    "self_check",
     "steer",
 ]
 

@@ -18,6 +18,8 @@ from saezoo.suspects import Use
 
 
 class Batch(NamedTuple):
+    """Some contexts, and the tensors (batch, positions, d) of sites, by `_key`."""
+
     ids: Tensor
     mask: Tensor
     seen: dict[Hashable, Tensor]
@@ -60,10 +62,11 @@ class Bench:
             group = [use for use in able if use.bos == bos]
             sites = [site for use in group for site in (use.site, use.out_site)]
             wanted = {_key(site) for site in sites if site is not None}
-            self._run(bos, min(context_length(self.model, use.rule) for use in group), wanted)
+            length = min(context_length(self.model, use.rule) for use in group)
+            self._run(bos, length, wanted, strict)
         return [use for use in able if self._fits(use, strict)]
 
-    def _run(self, bos: bool, length: int, wanted: set[str]) -> None:
+    def _run(self, bos: bool, length: int, wanted: set[str], strict: bool) -> None:
         have = self._batches.get(bos)
         if have is None:
             pieces = take_pieces(
@@ -79,15 +82,18 @@ class Bench:
                 key: self._places[key] for key in wanted if key not in batch.seen
             }
             if lacking:
-                batch.seen.update(see_places(self.model, lacking, batch.ids, batch.mask))
+                seen = see_places(self.model, lacking, batch.ids, batch.mask, all_of_them=strict)
+                batch.seen.update(seen)
 
     def _fits(self, use: Use, strict: bool) -> bool:
-        seen = self._batches[use.bos][0].seen
-        x, y = seen[_key(use.site)], seen[_key(use.out_site or use.site)]
+        x_key, y_key = _key(use.site), _key(use.out_site or use.site)
         if strict:
             for batch in self._batches[use.bos]:
-                check_tensor(batch.seen[_key(use.site)], use.sae.d_in, self._places[_key(use.site)])
-        return x.shape[-1] == use.sae.d_in and y.shape[-1] == use.sae.d_out
+                check_tensor(batch.seen[x_key], use.sae.d_in, self._places[x_key])
+        seen = self._batches[use.bos][0].seen
+        if not {x_key, y_key} <= seen.keys():
+            return False
+        return (seen[x_key].shape[-1], seen[y_key].shape[-1]) == (use.sae.d_in, use.sae.d_out)
 
     def rows(self, use: Use, tokens: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """x and y (tokens, d) of the tokens that count, a batch at a time."""

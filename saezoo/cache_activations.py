@@ -8,7 +8,7 @@ on to the very same bytes.
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,12 +103,16 @@ def write_cache(
     index = plan.index
     if index.complete:
         return index
-    folder.mkdir(parents=True, exist_ok=True)
     rest = iter(documents)
     skipped = sum(1 for _ in islice(rest, index.documents))
     if skipped < index.documents:
         raise DataError(f"{folder} is from {index.documents} documents, the source has {skipped}")
-    # first, so that a folder whose first shard was never whole is known for what it is
+    first = list(islice(rest, 1))
+    if not first and not index.documents:
+        raise DataError("no text, so no activations")
+    rest = chain(first, rest)
+    # before any shard, so that a folder whose first one was never whole is known for what it is
+    folder.mkdir(parents=True, exist_ok=True)
     write_index(folder, index)
     writer = _Writer(model, tokenizer, index, progress)
     while not index.complete:
@@ -117,8 +121,6 @@ def write_cache(
         if len(tensors["x"]):
             shard = write_shard(folder, number, tensors)
             index = index.model_copy(update={"shards": (*index.shards, shard)})
-        if index.complete and not index.documents:
-            raise DataError("no text, so no activations")
         if index.complete and not index.shards:
             raise CaptureError(f"no token counts under the rule: {Dropped(**index.dropped)}")
         write_index(folder, index)

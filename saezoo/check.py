@@ -1,6 +1,8 @@
 """Is what lies here what was published? Files, hashes, shapes, finite weights, golden outputs."""
 
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,16 +10,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from saezoo.build import build
 from saezoo.entry import Entry
 from saezoo.errors import FormatError, NotFinite, SaezooError
 from saezoo.files import sha256_of
 from saezoo.find import find_sae
-from saezoo.formats import FORMATS
+from saezoo.formats import format_of, split_layer
 from saezoo.formats._tensors import read_safetensors, refuse_not_finite
 from saezoo.hub import Fetched, fetch
 from saezoo.load import read_weights
 from saezoo.numerics import TOLERANCE, largest_difference
-from saezoo.sae import SAE, build_sae
+from saezoo.sae import SAE
 
 GOLDEN = "golden.safetensors"
 
@@ -59,19 +62,16 @@ def check_sae(
         Finding(
             "files",
             True,
-            f"{fetched.format}: {', '.join(path.name for path in files)} ({size:,} bytes)",
+            f"{fetched.format}: {_names(files)} ({size:,} bytes)",
         ),
         *_hashes(files, entry),
     ]
     try:
         weights = read_weights(fetched, entry, keep=False)
-        sae = build_sae(weights.cfg, weights.tensors, where=entry.name)
+        model = build(weights.cfg, weights.tensors, where=entry.name)
     except SaezooError as error:
         return [*findings, Finding("shapes", False, str(error))]
-    shapes = ", ".join(
-        f"{key} {tuple(value.shape)} {_dtype(value)}" for key, value in weights.tensors.items()
-    )
-    findings.append(Finding("shapes", True, shapes))
+    findings.append(Finding("shapes", True, _shapes(weights.tensors)))
     try:
         refuse_not_finite(weights.tensors, entry.name)
         findings.append(
@@ -83,7 +83,8 @@ def check_sae(
         )
     except NotFinite as error:
         findings.append(Finding("finite", False, str(error)))
-    findings.append(_golden(sae, fetched))
+    if isinstance(model, SAE):
+        findings.append(_golden(model, fetched))
     return findings
 
 
@@ -132,12 +133,12 @@ def golden_difference(sae: SAE, path: Path) -> float:
 def _files(fetched: Fetched) -> list[Path]:
     if fetched.path.is_file():
         return [fetched.path]
-    form = FORMATS[fetched.format]
-    return [
-        fetched.path / name
-        for name in (*form.files, *form.one_of, *form.optional)
-        if (fetched.path / name).is_file()
-    ]
+    form = format_of(fetched.format)
+    folder, layer = split_layer(fetched.path)
+    shared = form.files if layer is None else form.shared_files()
+    own = form.layer_files_in([item.name for item in folder.iterdir()], layer)
+    names = dict.fromkeys([*shared, *own, *form.one_of, *form.optional])
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def _hashes(files: list[Path], entry: Entry) -> list[Finding]:
@@ -171,6 +172,25 @@ def _golden(sae: SAE, fetched: Fetched) -> Finding:
     return Finding(
         "golden", difference <= limit, f"largest difference {difference:.1e}, tolerance {limit:.0e}"
     )
+
+
+def _names(files: list[Path]) -> str:
+    more = f" and {len(files) - 8} more" if len(files) > 8 else ""
+    return ", ".join(path.name for path in files[:8]) + more
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> str:
+    """Names, shapes and dtypes, those of many layers in one: `layers.0 to 25: b_enc (16,) …`."""
+    groups: dict[str, list[str]] = {}
+    for key, value in tensors.items():
+        numbered = re.fullmatch(r"layers\.(\d+)\.(.+)", key)
+        said = f"{numbered[2] if numbered else key} {tuple(value.shape)} {_dtype(value)}"
+        groups.setdefault(said, []).append(numbered[1] if numbered else "")
+    parts = []
+    for said, layers in groups.items():
+        span = layers[0] if len(layers) == 1 else f"{layers[0]} to {layers[-1]}"
+        parts.append(f"layers.{span}: {said}" if layers[0] else said)
+    return ", ".join(parts)
 
 
 def _dtype(value: Tensor) -> str:

@@ -2,7 +2,7 @@
 them.
 """
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from saezoo.config import Site, Spec
 
@@ -35,6 +35,10 @@ class Entry(Spec):
     variance_explained: float | None = None
     norm_scaling_factor: float | None = None
     """saelens: the factor of expected_average_only_in, which the files do not hold."""
+    source_scales: tuple[PositiveFloat, ...] | None = None
+    """kissane_crosscoder: what each model's activations are multiplied by before encoding, which
+    the files do not hold.
+    """
     normalize_activations: str | None = None
     """saelens: what the file should say, where its authors' registry corrects it."""
     neuronpedia: str | None = None

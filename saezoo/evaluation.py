@@ -195,7 +195,7 @@ def _enough(texts: Iterable[str], tokenizer: Any, tokens: int) -> list[str]:
     taken, have = [], 0
     for text in texts:
         taken.append(text)
-        # a context of one token is left out, so that the shortest may lose one in three
+        # half of each text, because a remainder of one token is left out of every text
         have += len(tokenizer(text, add_special_tokens=False)["input_ids"]) // 2
         if have >= tokens:
             break

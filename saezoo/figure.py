@@ -41,7 +41,9 @@ def plot_evaluations(found: Mapping[str, Evaluation], path: str | Path) -> None:
     ):
         m = evaluation.metrics
         strip.suptitle(
-            f"{name}   {m.tokens:,} tokens of {evaluation.text or 'a text'}", fontsize=10
+            f"{name}   {m.tokens:,} tokens of {evaluation.text or 'a text'}",
+            fontsize=10,
+            parse_math=False,
         )
         left, middle, right = strip.subplots(1, 3)
         _density(left, evaluation)

@@ -4,7 +4,8 @@ import os
 from dataclasses import replace
 
 from saezoo.entry import Entry
-from saezoo.errors import BadName
+from saezoo.errors import BadName, UnknownSAE
+from saezoo.formats import LAYER_NAME, may_have_layers
 from saezoo.index import release_called
 from saezoo.names import Name, parse_name
 from saezoo.registry import find_registered, release_names
@@ -39,7 +40,26 @@ def find_sae(
             if parsed.release not in release_names():
                 known = release_called(parsed.release)
                 parsed = replace(parsed, release=known or parsed.release)
-            return find_registered(parsed)
+            return _registered(parsed)
     from saezoo.zoo import Terms, find_in_zoos
 
     return find_in_zoos(parsed, Terms(token, cache_dir, local_files_only, refresh))
+
+
+def _registered(name: Name) -> Entry:
+    """An entry of the registry, or `RELEASE/ID/layer_3` of an entry that spans several layers."""
+    try:
+        return find_registered(name)
+    except UnknownSAE:
+        base, slash, last = (name.id or "").rpartition("/")
+        if not slash or LAYER_NAME.fullmatch(last) is None:
+            raise
+        try:
+            whole = find_registered(replace(name, id=base))
+        except UnknownSAE:
+            whole = None
+        if whole is None or not may_have_layers(whole.format):
+            raise
+    # what is stated of all files together says nothing of one layer's
+    here = {"id": name.id, "path": f"{whole.path}/{last}".lstrip("/"), "sha256": None, "size": None}
+    return whole.model_copy(update=here)

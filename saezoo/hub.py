@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from saezoo.config_multi import MOST
 from saezoo.entry import Entry
 from saezoo.errors import (
     BadName,
@@ -23,12 +24,19 @@ from saezoo.errors import (
 )
 from saezoo.files import cache_root
 from saezoo.formats import (
+    FAMILIES,
     FORMATS,
+    LAYER_NAME,
+    among,
     detect,
+    format_of,
+    format_tables,
     holds_tensors,
     is_read,
     match_file,
     match_names,
+    names_in,
+    split_layer,
     unread_format,
     what_files,
     what_folders,
@@ -44,7 +52,9 @@ class Fetched:
     """Files of one SAE on this machine."""
 
     path: Path
-    """The folder, or the file where one SAE is one file."""
+    """The folder, or the file where one SAE is one file. One layer of what spans several is called
+    `FOLDER/layer_3`, which is no file.
+    """
     format: str
     """A key of saezoo.formats.FORMATS."""
     commit: str | None
@@ -87,6 +97,9 @@ def fetch(
         return _find_local(entry, key)
     except FetchError:
         raise
+    except FileNotFoundError:
+        # also for a folder that was there a moment ago: another process may be replacing it
+        raise MissingFile(f"{entry.name}: no such file or folder") from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise FetchError(f"{entry.name}: {reason} (in the cache {access.root}?)") from error
@@ -190,14 +203,20 @@ def _find_local(entry: Entry, key: str | None) -> Fetched:
         path = Path(__file__).parent / "bundled" / folder / entry.path
     else:
         path = Path(folder).expanduser() / entry.path
-    if not path.exists():
+    inside, layer = split_layer(path)
+    if not inside.exists():
         raise MissingFile(f"{path}: no such file or folder")
-    if key is None:
-        key = detect(path)
-    elif path.is_dir():
-        there = [name for name in FORMATS[key].one_of if (path / name).is_file()]
-        required, _ = needed_files(key, False, str(path), there=there)
-        lacking = [name for name in required if not (path / name).is_file()]
+    if key is None or key in FAMILIES:
+        found = detect(path)
+        if not among(key, [found]):
+            raise FormatError(f"{path}: is of the format {found}, which is no {key}")
+        key = found
+    elif layer is not None and not format_of(key).layered:
+        raise MissingFile(f"{path}: no such file or folder, and the format {key} has no layers")
+    if inside.is_dir():
+        there = names_in(inside)
+        required, _ = needed_files(key, False, str(path), there=there, layer=layer)
+        lacking = [name for name in required if not (inside / name).is_file()]
         if lacking:
             raise MissingFile(f"{path}: the format {key} needs {', '.join(lacking)}")
     return Fetched(path, key, None, "bundled" if bundled else "local")
@@ -211,7 +230,7 @@ def _fetch_hub(entry: Entry, key: str | None, access: Access, extras: bool) -> F
     candidates: list[str] = []
     where = f"{listing.repo} at {listing.commit[:8]}…: {folder or 'its root'}"
     if folder in listing.files:
-        if key and not FORMATS[key].suffixes:
+        if key and (key in FAMILIES or not format_of(key).suffixes):
             raise FormatError(f"{where}: an SAE of the format {key} is a folder; name that")
         candidates = [key] if key else match_file(folder)
         if not candidates:
@@ -219,23 +238,31 @@ def _fetch_hub(entry: Entry, key: str | None, access: Access, extras: bool) -> F
         folder, _, name = folder.rpartition("/")
     start = f"{folder}/" if folder else ""
     below = {file[len(start) :]: file for file in listing.files if file.startswith(start)}
+    layer = None
     if not below:
+        below, layer = layer_below(folder, listing.files)
+    if not name:
+        candidates = [key] if key and key not in FAMILIES else among(key, match_names(set(below)))
+    if layer is not None:
+        candidates = [form for form in candidates if format_of(form).layered]
+    if not below or (layer is not None and not candidates):
         raise MissingFile(f"{where}: no such file or folder.{_closest(folder, listing.files)}")
 
     def take(form: str) -> tuple[Path, list[Path], list[Path]]:
-        required, optional = needed_files(form, extras, where, name, there=below)
+        required, optional = needed_files(form, extras, where, name, there=below, layer=layer)
         if lacking := [item for item in required if item not in below]:
             raise MissingFile(f"{where}: the format {form} needs {', '.join(lacking)}")
         names = [*required, *(item for item in optional if item in below)]
         wanted = {below[item]: stated_hash(entry, item, required) for item in names}
         paths = get_files(listing, wanted, access, entry.size)
-        return _root(paths[0], required[0], bool(name)), paths[: len(required)], paths
+        local = _root(paths[0], required[0], bool(name))
+        return _with_layer(local, layer), paths[: len(required)], paths
 
-    candidates = candidates or ([key] if key else match_names(set(below)))
     for taken in candidates:
         local, needed, paths = take(taken)
-        # names alone may fit two formats: the files themselves decide
-        if key or _detected(local) == taken:
+        # names alone may fit two formats: the files themselves decide, but of one layer they are
+        # not all here
+        if taken == key or layer is not None or _detected(local) == taken:
             break
     else:
         raise _no_format(where, list(below))
@@ -248,15 +275,15 @@ def _fetch_https(entry: Entry, key: str | None, access: Access, extras: bool) ->
 
     url = join_url(entry.source, entry.path)
     name = unquote(urlsplit(url).path.rpartition("/")[2])
-    if key is None:
-        found = match_file(name)
-        sha256 = stated_hash(entry, name, (name,))
-        key = _tell_apart(found, url, access, sha256) if found else _probe(url, access)
+    layer = None
+    if found := match_file(name) if key is None else []:
+        key = _tell_apart(found, url, access, stated_hash(entry, name, (name,)))
+    elif key is None or key in FAMILIES:
+        key, url, layer = _probe_layers(url, key, access)
     name = name if is_one_file(name, key) else ""
     base = folder_of(url) if name else url
-    required, optional = needed_files(
-        key, extras, shown(url), name, there=_first_there(key, base, access)
-    )
+    there = [*_first_there(key, base, access), *_layer_files_at(base, key, layer, access)]
+    required, optional = needed_files(key, extras, shown(url), name, there=there, layer=layer)
     needed = [
         fetch_url(join_url(base, item), access, sha256=stated_hash(entry, item, required))
         for item in required
@@ -266,18 +293,80 @@ def _fetch_https(entry: Entry, key: str | None, access: Access, extras: bool) ->
         for item in optional
     ]
     _refuse_wrong_size(entry, needed, [*needed, *(path for path in others if path)])
-    return Fetched(_root(needed[0], required[0], bool(name)), key, None, "https, cached")
+    local = _with_layer(_root(needed[0], required[0], bool(name)), layer)
+    return Fetched(local, key, None, "https, cached")
 
 
-def _probe(url: str, access: Access) -> str:
-    """The format of a folder that cannot be listed: the first whose files are all there."""
+def _probe_layers(url: str, key: str | None, access: Access) -> tuple[str, str, int | None]:
+    """(format, URL of the folder, layer) of a folder that cannot be listed, or of a layer there."""
+    from saezoo.https import folder_of
+
+    found = LAYER_NAME.fullmatch(unquote(urlsplit(url).path.rpartition("/")[2]))
+    if found is not None:
+        # first, because asking for files below the name makes a folder of that name in the cache
+        base, layer = folder_of(url), int(found[1])
+        for form in among(key, [name for name, form in FORMATS.items() if form.layered]):
+            if _has_layer(base, form, layer, access):
+                return form, base, layer
+    return _probe(url, access, key), url, None
+
+
+def _has_layer(base: str, key: str, layer: int, access: Access) -> bool:
+    """Whether the folder at a URL is of a format with this layer, as far as names say."""
+    from saezoo.https import fetch_optional, join_url
+
+    if format_of(key).layer_files:
+        return bool(_layer_files_at(base, key, layer, access))
+    files = (fetch_optional(join_url(base, name), access) for name in format_of(key).files)
+    return all(files) and bool(_first_there(key, base, access))
+
+
+def _layer_files_at(base: str, key: str, layer: int | None, access: Access) -> list[str]:
+    """The files of layers below a URL that cannot be listed: of the one layer, or of 0, 1, 2, …
+    until there is none.
+    """
+    from saezoo.https import fetch_optional, join_url
+
+    found = []
+    for template in format_of(key).layer_files:
+        for number in range(MOST) if layer is None else [layer]:
+            name = template.replace("{layer}", str(number))
+            if fetch_optional(join_url(base, name), access) is None:
+                break
+            found.append(name)
+    return found
+
+
+def layer_below(folder: str, files: Collection[str]) -> tuple[dict[str, str], int | None]:
+    """({name: file} of the folder that `folder` would be in, the number) where the name is that of
+    a layer; else nothing.
+    """
+    parent, _, last = folder.rpartition("/")
+    found = LAYER_NAME.fullmatch(last)
+    if found is None:
+        return {}, None
+    start = f"{parent}/" if parent else ""
+    below = {file[len(start) :]: file for file in files if file.startswith(start)}
+    return below, int(found[1])
+
+
+def _with_layer(local: Path, layer: int | None) -> Path:
+    return local if layer is None else local / f"layer_{layer}"
+
+
+def _probe(url: str, access: Access, key: str | None = None) -> str:
+    """The format of a folder that cannot be listed: the first whose files are all there, of those
+    that `key` allows.
+    """
     from saezoo.https import fetch_url, join_url, shown
 
     refused: FetchError | None = None
-    for key, form in FORMATS.items():
+    tables = format_tables()
+    for name in (name for formats in tables for name in among(key, list(formats))):
+        form = format_of(name)
         try:
             paths = [fetch_url(join_url(url, item), access) for item in form.files]
-            _first_there(key, url, access)
+            _first_there(name, url, access)
         except MissingFile:
             continue
         except NoAccess as error:
@@ -288,7 +377,8 @@ def _probe(url: str, access: Access) -> str:
                 raise
             refused = error
             continue
-        if paths and (found := _detected(_root(paths[0], form.files[0], False))):
+        found = _detected(_root(paths[0], form.files[0], False)) if paths else None
+        if found and among(key, [found]):
             return found
     raise refused or _no_format(shown(url), [])
 
@@ -301,8 +391,8 @@ def _tell_apart(keys: list[str], url: str, access: Access, sha256: str | None) -
         return keys[0]
     local = fetch_url(url, access, sha256=sha256)
     for key in keys:
-        if FORMATS[key].marker and holds_tensors(local, key):
-            for item in FORMATS[key].optional_of(local.name):
+        if format_of(key).marker and holds_tensors(local, key):
+            for item in format_of(key).optional_of(local.name):
                 fetch_optional(join_url(folder_of(url), item), access)
     if (found := _detected(local)) in keys:
         return str(found)
@@ -313,7 +403,7 @@ def _first_there(key: str, base: str, access: Access) -> list[str]:
     """Of the files of which a format's folder has one, the one that is below a URL."""
     from saezoo.https import fetch_optional, join_url
 
-    found = (item for item in FORMATS[key].one_of if fetch_optional(join_url(base, item), access))
+    found = (item for item in format_of(key).one_of if fetch_optional(join_url(base, item), access))
     return [first] if (first := next(found, None)) else []
 
 
@@ -323,25 +413,36 @@ def _root(path: Path, name: str, one_file: bool) -> Path:
 
 
 def needed_files(
-    key: str, extras: bool, where: str, one_file: str = "", *, there: Collection[str] = ()
+    key: str,
+    extras: bool,
+    where: str,
+    one_file: str = "",
+    *,
+    there: Collection[str] = (),
+    layer: int | None = None,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The file names that a format requires, and those to take where they exist.
 
-    there: file names that a folder is known to have.
+    there: file names that a folder is known to have; of those of layers, all of them count.
+    layer: only its files are wanted.
     """
-    form = FORMATS[key]
+    form = format_of(key)
     optional = form.optional_of(one_file) if extras or key not in WITH_EXTRAS else ()
     if one_file:
         return (one_file,), optional
     if not form.files:
         endings = ", ".join(f"*{suffix}" for suffix in form.suffixes)
         raise FormatError(f"{where}: an SAE of the format {key} is one file ({endings}); name it")
-    chosen = [item for item in form.one_of if item in there] or [*form.one_of]
-    return (*form.files, *chosen[:1]), optional
+    chosen = ([item for item in form.one_of if item in there] or [*form.one_of])[:1]
+    if layer is None:
+        own = form.layer_files_in(there)
+        return tuple(dict.fromkeys([*form.files, *chosen, *own])), optional
+    own = [template.replace("{layer}", str(layer)) for template in form.layer_files]
+    return (*form.shared_files(), *chosen, *own), optional
 
 
 def is_one_file(name: str, key: str) -> bool:
-    form = FORMATS[key]
+    form = format_of(key)
     return name.endswith(form.suffixes) if form.files else True
 
 
@@ -349,7 +450,7 @@ def stated_hash(entry: Entry, name: str, required: tuple[str, ...]) -> str | Non
     """The sha256 that the entry states of a file; a bare one is that of the weights."""
     if entry.sha256 is None or isinstance(entry.sha256, dict):
         return (entry.sha256 or {}).get(name)
-    weights = [item for item in required if not item.endswith(".json")]
+    weights = [item for item in required if not item.endswith((".json", ".yaml"))]
     return entry.sha256 if name in weights[:1] else None
 
 

@@ -85,7 +85,8 @@ def read_kept(
     Raises what `read` raises, and ConfigError for a SAEZOO_KEPT_GB that is no number. A cache that
     cannot be written, or has no room, keeps nothing.
     """
-    place = _place(fetched, entry)
+    # the key has the code of saezoo's own readers in it, not that of another package's
+    place = _place(fetched, entry) if fetched.format in FORMATS else None
     if place is None or not (limit := kept_limit()):
         return read(fetched.path, entry)
     if found := _open(place):

@@ -16,10 +16,19 @@ from huggingface_hub import HfApi, constants
 from saezoo.entry import Entry
 from saezoo.errors import FetchError, FormatError, MissingFile, NoAccess, Offline
 from saezoo.files import sha256_of
-from saezoo.formats import FORMATS, is_read, match_file, match_names
+from saezoo.formats import (
+    FAMILIES,
+    FORMATS,
+    among,
+    format_of,
+    is_read,
+    match_file,
+    match_names,
+    split_layer,
+)
 from saezoo.hf import ask_hub, is_commit, refuse_bad_repo
 from saezoo.https import folder_of, join_url, refuse_plain_http, shown
-from saezoo.hub import fetch, is_one_file, needed_files
+from saezoo.hub import fetch, is_one_file, layer_below, needed_files
 from saezoo.transfer import ask_again, refuse_unsafe_path, seconds_to_wait
 
 TIMEOUT = (10.0, 60.0)
@@ -101,7 +110,7 @@ class Hosts:
         repo = self._repo(name, entry.revision)
         folder, one_file = entry.path.strip("/"), ""
         where = f"{name} at {repo.commit[:8]}…: {folder or 'its root'}"
-        forms = [entry.format] if entry.format else []
+        forms = [entry.format] if entry.format and entry.format not in FAMILIES else []
         if folder in repo.files:
             forms = forms or match_file(folder)
             folder, _, one_file = folder.rpartition("/")
@@ -111,12 +120,16 @@ class Hosts:
             for path, seen in repo.files.items()
             if path.startswith(start)
         }
+        layer = None
+        if not below:
+            files, layer = layer_below(folder, repo.files)
+            below = {item: repo.files[path] for item, path in files.items()}
         if not below:
             raise MissingFile(f"{where}: no such file or folder")
-        forms = forms or match_names(set(below))
+        forms = forms or among(entry.format, match_names(set(below)))
         if not forms:
             raise FormatError(f"{where}: no known format")
-        required, optional = _wanted(forms[0], where, one_file, below)
+        required, optional = _wanted(forms[0], where, one_file, below, layer)
         if lacking := [item for item in required if item not in below]:
             raise MissingFile(f"{where}: there is no {', '.join(lacking)}")
         names = [*required, *(item for item in optional if item in below)]
@@ -140,9 +153,10 @@ class Hosts:
     def _look_https(self, entry: Entry) -> Seen:
         url = join_url(entry.source, entry.path)
         name = unquote(urlsplit(url).path.rpartition("/")[2])
-        forms = [entry.format] if entry.format else match_file(name)
+        plain = entry.format is not None and entry.format not in FAMILIES
+        forms = [str(entry.format)] if plain else match_file(name)
         # a folder that cannot be listed is of the first format whose files are all there
-        forms = forms or [key for key, form in FORMATS.items() if form.files]
+        forms = forms or among(entry.format, [key for key, form in FORMATS.items() if form.files])
         missing: MissingFile | None = None
         for key, there in ((form, there) for form in forms for there in _choices(form)):
             one_file = name if not is_read(key) or is_one_file(name, key) else ""
@@ -181,16 +195,20 @@ class Hosts:
 
 def _choices(key: str) -> list[list[str]]:
     """What a folder may have, of the files of which it has one."""
-    one_of = FORMATS[key].one_of if is_read(key) else ()
+    one_of = format_of(key).one_of if is_read(key) else ()
     return [[name] for name in one_of] or [[]]
 
 
 def _wanted(
-    key: str, where: str, one_file: str, there: Collection[str] = ()
+    key: str,
+    where: str,
+    one_file: str,
+    there: Collection[str] = (),
+    layer: int | None = None,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The files that a fetch needs, and those that it takes where they are."""
     if is_read(key):
-        return needed_files(key, False, where, one_file, there=there)
+        return needed_files(key, False, where, one_file, there=there, layer=layer)
     return ((one_file,) if one_file else ()), ()
 
 
@@ -264,8 +282,9 @@ def _look_here(entry: Entry) -> Seen:
     """Files of this package, or of the person's own."""
     fetched = fetch(entry, local_files_only=True)
     one_file = fetched.path.name if fetched.path.is_file() else ""
-    folder = fetched.path.parent if one_file else fetched.path
-    required, optional = _wanted(fetched.format, entry.name, one_file)
+    folder, layer = split_layer(fetched.path.parent if one_file else fetched.path)
+    there = [item.name for item in folder.iterdir()]
+    required, optional = _wanted(fetched.format, entry.name, one_file, there, layer)
     names = [*required, *(item for item in optional if (folder / item).is_file())]
     files = {
         item: FileSeen((folder / item).stat().st_size, sha256_of(folder / item)) for item in names

@@ -37,11 +37,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saezoo.errors import InputError
-from saezoo.sae import CHUNK, SAE
+from saezoo.sae import CHOOSING, SAE
 from saezoo.sparse import SparseFeatures
 
 VERSION = 2
 """Of the definitions above; written beside every number that is published."""
+
+CHUNK = 2**25
+"""Dense features at a time: 128 MB of float32."""
 
 DENSE = 0.1
 """A feature that fires on a larger share of tokens is dense."""
@@ -119,7 +122,7 @@ class ReconstructionSums:
             parts.append(out)
             self._count_features(features, kept)
             self._count_vectors(y_part[kept], out[kept])
-        return torch.cat(parts) if parts else x.new_zeros(0, sae.d_out)
+        return torch.cat(parts) if parts else x.new_zeros(0, len(self.total))
 
     def _count_features(self, features: Tensor | SparseFeatures, keep: Tensor) -> None:
         """(tokens, …) features of the tokens that count."""
@@ -225,16 +228,19 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def sparse_or_dense(sae: SAE, x: Tensor) -> Tensor | SparseFeatures:
-    """Features of x (tokens, d_in): sparse where the architecture is; packing dense ones only
-    costs.
+    """Features of x (tokens, d_in): sparse where the architecture is, or is one of one's own;
+    packing what is dense only costs.
     """
-    chosen = sae.cfg.architecture in ("topk", "groupmax")
+    chosen = sae.cfg.architecture in (*CHOOSING, "custom")
     return sae.encode_sparse(x) if chosen else sae.encode(x)
 
 
 def in_chunks(sae: SAE, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Some tokens at a time, so that dense features stay within CHUNK numbers."""
-    rows = max(1, CHUNK // sae.d_sae)
+    """Some tokens at a time, so that dense features stay within CHUNK numbers; all at once where
+    what is on for one depends on the others.
+    """
+    together = sae.cfg.architecture == "tensor_topk"
+    rows = max(1, len(tensors[0]) if together else CHUNK // sae.d_sae)
     return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
 
 

@@ -41,7 +41,8 @@ class Part:
         self.rule = sae.cfg.tokens or TokenRule(skip_first=1)
         self.place = find_place(model, site)
         self.out_place = self.place if out_site is None else find_place(model, out_site)
-        self.sums = ReconstructionSums(sae.d_out, sae.d_sae, covariance=pca, norms=True)
+        d_out = sae.cfg.d_out or sae.cfg.d_in
+        self.sums = ReconstructionSums(d_out, sae.d_sae, covariance=pca, norms=True)
         self.dropped = Dropped()
         self.resume = Resume(model, self.place)
         self.spliced, self.kl = 0.0, 0.0
@@ -51,6 +52,8 @@ class Part:
         check_tensor(x, self.sae.d_in, self.place)
         keep, dropped = keep_tokens(self.rule, ids, mask, special, x)
         self.dropped.add(dropped)
+        # a 16-bit model's activations are exact in float32, and their reconstruction is not rounded
+        x, y = (value.to(torch.promote_types(value.dtype, torch.float32)) for value in (x, y))
         target = None if self.out_place is self.place else y.flatten(0, 1)
         out = self.sums.add(self.sae, x.flatten(0, 1), target=target, keep=keep.flatten())
         return out.view(*x.shape[:2], -1)
@@ -178,10 +181,16 @@ class _AllSeen(BaseException):
 
 
 def see_places(
-    model: nn.Module, places: dict[Hashable, Place], ids: Tensor, mask: Tensor
+    model: nn.Module,
+    places: dict[Hashable, Place],
+    ids: Tensor,
+    mask: Tensor,
+    *,
+    all_of_them: bool = True,
 ) -> dict[Hashable, Tensor]:
     """The tensors (batch, positions, d) of several places, without gradient, from one forward pass
-    that ends when all were seen. Raises CaptureError for a place that did not run.
+    that ends when all were seen. Raises CaptureError for a place that did not run; it is left out
+    without `all_of_them`.
     """
     seen: dict[Hashable, Tensor] = {}
 
@@ -199,7 +208,8 @@ def see_places(
         for key, place in places.items():
             stack.callback(hook_place(place, stop_at_last(key)).remove)
         run_model(model, ids, mask)
-    _refuse_silent(places, seen)
+    if all_of_them:
+        _refuse_silent(places, seen)
     return seen
 
 

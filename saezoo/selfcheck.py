@@ -23,7 +23,7 @@ from saezoo.entry import Entry
 from saezoo.errors import CaptureError
 from saezoo.evaluation import Progress, silent
 from saezoo.metrics import in_chunks
-from saezoo.sae import SAE
+from saezoo.sae import CHOOSING, SAE
 from saezoo.suspects import (
     Use,
     as_stated,
@@ -124,7 +124,7 @@ def declared_of(cfg: SAEConfig, entry: Entry | None = None) -> Declared:
         fvu = 1 - explained
     if l0 is None and entry is not None:
         l0 = entry.l0
-    if l0 is None and cfg.architecture in ("topk", "groupmax"):
+    if l0 is None and cfg.architecture in CHOOSING:
         l0 = cfg.k
     return Declared(l0, fvu)
 

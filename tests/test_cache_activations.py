@@ -140,6 +140,7 @@ def test_what_cannot_be_stored_or_counted_is_refused(llama, tmp_path):
         write(model, tmp_path / "b")
     with pytest.raises(DataError, match="no text"):
         write(llama, tmp_path / "c", documents=[])
+    assert not (tmp_path / "c").exists()
     with pytest.raises(CaptureError, match=r"no token counts under the rule: 0 of \d+ tokens kept"):
         write(llama, tmp_path / "d", rule=TokenRule(skip_first=9, context=6))
     with pytest.raises(CaptureError, match="no layer 8"):
@@ -163,7 +164,7 @@ def test_the_command_shows_the_disk_writes_and_goes_on(tmp_path, capsys):
         assert "free" in said.err
         facts = json.loads(said.out)
         assert (facts["tokens"], facts["d"], facts["complete"]) == (100, 576, True)
-    assert "0 B to be written" in said.err
+    assert "nothing is left to do" in said.err
     index = read_index(tmp_path / "acts")
     assert index.site.layer == 15
     for wrong, words in (

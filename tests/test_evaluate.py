@@ -20,7 +20,9 @@ from saezoo.evaluation import (
     evaluate_pieces,
     take_pieces,
 )
+from saezoo.passes import see_places
 from saezoo.sae import SAE, build_sae
+from saezoo.sites import find_place
 from tests.hosts import HOSTS, LAYERS, VOCABULARY, D, make_host
 
 PIECES = [[5, 6, 7, 8, 9, 10, 2, 11], [12, 13, 14], [15, 16, 17, 18, 19]]
@@ -302,6 +304,19 @@ def test_contexts_are_no_longer_than_the_model_takes(llama):
     assert [len(batch) for batch in batches([[1] * 4, [1] * 8, [1] * 4, [1] * 3], 8)] == [1, 2, 1]
 
 
+def test_a_place_that_never_runs_is_an_error_unless_it_may_be_missing():
+    model = make_host("llama")
+    model.unused = torch.nn.Linear(D, D)
+    sites = {"x": Site(module="model.layers.0"), "y": Site(module="unused")}
+    places = {key: find_place(model, site) for key, site in sites.items()}
+    ids = torch.tensor([[5, 6, 7]])
+    with pytest.raises(CaptureError, match=r"unused \(output\) never ran"):
+        see_places(model, places, ids, torch.ones_like(ids))
+    seen = see_places(model, places, ids, torch.ones_like(ids), all_of_them=False)
+    assert list(seen) == ["x"]
+    assert torch.equal(seen["x"], capture(model, sites["x"], ids))
+
+
 WRONG = {
     "width": ({"module": "model.layers.1.mlp.down_proj", "side": "input"}, "16 wide, but the SAE"),
     "layer": ({"module": "model.layers.7", "layer": 7}, f"has {LAYERS} layers, 0 to 2"),
@@ -335,3 +350,35 @@ def test_activations_with_nan_and_an_sae_without_a_site_are_refused():
         model.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
     with pytest.raises(SaezooError, match="NaN"):
         evaluate(model, Tokenizer(), sae, TEXTS)
+
+
+def test_features_that_depend_on_each_other_are_chosen_over_a_whole_batch(llama):
+    sae = make_sae({"module": "model.layers.1"}, architecture="tensor_topk")
+    piece = PIECES[0]
+    x = capture(llama, sae.cfg.site, torch.tensor([piece]))[0]
+    on = (sae.encode(x) != 0).sum(-1)
+    got = one(llama, sae, [piece])
+    assert got.l0.tolist() == on[1:].tolist()
+    assert len(set(on.tolist())) > 1
+
+
+class OwnSAE(torch.nn.Module):
+    """What a trainer's own architecture offers: no dense encode, no d_out."""
+
+    def __init__(self, sae):
+        super().__init__()
+        self.sae, self.d_in, self.d_sae = sae, sae.d_in, sae.d_sae
+        custom = {"name": "mine:Mine", "tensors": {"W": (1,)}}
+        facts = {"architecture": "custom", "k": None, "custom": custom}
+        self.cfg = SAEConfig.from_json(sae.cfg.to_json() | facts)
+
+    def encode_sparse(self, x):
+        return self.sae.encode_sparse(x)
+
+    def decode(self, features, x=None):
+        return self.sae.decode(features, x)
+
+
+def test_an_architecture_of_one_s_own_is_measured_by_what_it_offers(llama):
+    sae = make_sae({"module": "model.layers.1"})
+    assert one(llama, OwnSAE(sae)).metrics == one(llama, sae).metrics

@@ -237,6 +237,7 @@ OTHER = {
     "l0": 3.0,
     "variance_explained": 0.5,
     "norm_scaling_factor": 2.0,
+    "source_scales": (0.5, 2.0),
     "normalize_activations": "none",
     "neuronpedia": "n",
     "licence": "MIT",

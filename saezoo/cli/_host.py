@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import click
@@ -32,10 +33,13 @@ def load_all(
     """SAEs by name, and the one language model that they read."""
     from saezoo.errors import CaptureError
     from saezoo.host import load_host
-    from saezoo.load import load_sae
+    from saezoo.load import load_sae, need_sae
 
     with console(err=True).status("loading the SAE and its language model"):
-        saes = {name: load_sae(name, cache_dir=cache_dir) for name in names}
+        saes = {
+            name: need_sae(load_sae(name, cache_dir=cache_dir), name, "this command")
+            for name in names
+        }
         hosts = {sae.cfg.model_name for sae in saes.values()}
         if model is None and len(hosts) > 1:
             said = ", ".join(str(host) for host in hosts)
@@ -49,13 +53,20 @@ def load_all(
 
 
 def texts_of(dataset: str | None, column: str) -> tuple[Iterator[str], str]:
-    """The documents of --dataset, and what they are in words."""
+    """The documents of --dataset, and what they are in words. Raises DataError where there are
+    none: before a model is loaded for them.
+    """
     from saezoo.documents import read_documents
+    from saezoo.errors import DataError
     from saezoo.evaluation import OWN_TEXT, own_text
 
     if dataset is None:
         return iter([own_text()]), OWN_TEXT
-    return read_documents(dataset, column=column), dataset
+    documents = read_documents(dataset, column=column)
+    first = next(documents, None)
+    if first is None:
+        raise DataError(f"{dataset} holds no text")
+    return chain([first], documents), dataset
 
 
 @contextmanager

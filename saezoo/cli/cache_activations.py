@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 @click.option("--split", default="train", show_default=True, help="Of a dataset of the Hub.")
 @click.option("--subset", help="Of a dataset of the Hub.")
 @click.option("--tokens", type=click.IntRange(min=1), required=True, help="How many to keep.")
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The folder to write: a new one, or where the same command was interrupted.",
+)
 @click.option("--context", type=click.IntRange(min=1), help="Tokens a context. [default: 256]")
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(min=1), help="Contexts.")
 @click.option("--bos/--no-bos", default=None, help="Whether BOS begins each context.")
@@ -94,11 +99,13 @@ def cache_activations(
         facts={"model": host.took, "dataset": dataset, **source},
     )
     there = f", {plan.index.tokens:,} of them there already" if plan.index.tokens else ""
-    screen.print(
-        f"{tokens:,} tokens of {plan.index.d} numbers{there}: {human_bytes(plan.needed)} to be "
-        f"written to {out}, where {human_bytes(plan.free)} are free",
-        markup=False,
+    to_do = (
+        "nothing is left to do"
+        if plan.index.complete
+        else f"{human_bytes(plan.needed)} to be written to {out}, where "
+        f"{human_bytes(plan.free)} are free"
     )
+    screen.print(f"{tokens:,} tokens of {plan.index.d} numbers{there}: {to_do}", markup=False)
     columns = (TextColumn("tokens"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task("", total=tokens, completed=plan.index.tokens)
@@ -116,13 +123,13 @@ def cache_activations(
 def _what(model: str, told: dict[str, Any]) -> "tuple[Site, TokenRule, SAEConfig | None]":
     """The site and rule that the options name, and the SAE's spec if they name one."""
     from saezoo.capture import DEFAULT_RULE
-    from saezoo.load import load_sae
+    from saezoo.load import load_sae, need_sae
 
     name, layer, where = told["name"], told["layer"], told["site"]
     if (name is None) == (layer is None and where is None):
         raise click.UsageError("give --sae, or --layer and --site")
     if name is not None:
-        cfg: SAEConfig | None = load_sae(name).cfg
+        cfg: SAEConfig | None = need_sae(load_sae(name), name, "saezoo cache-activations").cfg
         assert cfg is not None
         if cfg.site is None:
             raise click.UsageError(f"{name} does not say which site it reads: give --layer, --site")
@@ -169,10 +176,12 @@ def _print(index: "ShardIndex", out: Path, tokens: int, as_json: bool) -> None:
             {"folder": str(out), "tokens": index.tokens, "shards": len(index.shards)} | facts
         )
         return
+    shards = f"{len(index.shards)} shard{'s' if len(index.shards) > 1 else ''}"
     click.echo(
-        f"{out}: {index.tokens:,} tokens of {index.d} numbers, {index.dtype}, in "
-        f"{len(index.shards)} shards, from {index.documents:,} documents"
+        f"{out}: {index.tokens:,} tokens of {index.d} numbers, {index.dtype}, in {shards}, from "
+        f"{index.documents:,} documents"
     )
-    click.echo(str(dropped))
+    beyond = dropped.kept - index.tokens
+    click.echo(f"{dropped}" + (f"; the last {beyond:,} were not needed" if beyond > 0 else ""))
     if index.tokens < tokens:
         click.echo(f"the dataset ended before {tokens:,} tokens were kept")

@@ -45,7 +45,7 @@ def demo(
     from saezoo.demo import BUNDLED, demo_text, look
     from saezoo.errors import InputError
     from saezoo.host import SMOLLM2, load_host
-    from saezoo.load import load_sae
+    from saezoo.load import load_sae, need_sae
 
     if text is not None and file_ is not None:
         raise click.UsageError("give --text or --file, not both")
@@ -58,7 +58,7 @@ def demo(
     with screen.status(
         "loading the SAE and its language model (the first time takes about a minute)"
     ):
-        sae = load_sae(name or BUNDLED)
+        sae = need_sae(load_sae(name or BUNDLED), name or BUNDLED, "saezoo demo")
         host = load_host(sae.cfg.model_name or SMOLLM2)
     screen.print(f"model: {host.took}", style="dim")
     with screen.status(

@@ -42,6 +42,7 @@ def features(
     from saezoo.cli.demo import print_tokens
     from saezoo.errors import InputError
     from saezoo.features import look_at_tokens
+    from saezoo.guard import check_host
 
     if (text is None) == (file_ is None):
         raise click.UsageError("give --text or --file")
@@ -51,6 +52,7 @@ def features(
         except UnicodeDecodeError:
             raise InputError(f"{file_} is not UTF-8 text") from None
     saes, host = load_all([name], model, cache_dir)
+    check_host(host.model, saes[name].cfg, guard="warn", tokenizer=host.tokenizer)
     seen = look_at_tokens(host.model, host.tokenizer, saes[name], text or "", tokens=tokens)
     if as_json:
         print_json([asdict(token) for token in seen])

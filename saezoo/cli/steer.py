@@ -1,5 +1,6 @@
 """`saezoo steer NAME`"""
 
+import math
 from contextlib import nullcontext
 
 import click
@@ -13,10 +14,17 @@ def _feature(_context: click.Context, _option: click.Parameter, texts: tuple[str
     for text in texts:
         name, equals, amount = text.partition("=")
         try:
-            found[int(name)] = float(amount) if equals else None
+            found[int(name)] = _finite(amount) if equals else None
         except ValueError:
             raise click.BadParameter(f"{text!r} is not FEATURE=AMOUNT, such as 123=4") from None
     return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
 
 
 @click.command(context_settings=HELP)
@@ -45,7 +53,13 @@ def _feature(_context: click.Context, _option: click.Parameter, texts: tuple[str
     show_default=True,
     help="What --feature counts in, to add and to clamp.",
 )
-@click.option("--tokens", default=40, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--tokens",
+    default=40,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="How many to write, at most.",
+)
 @click.option(
     "--temperature",
     default=0.0,
@@ -72,12 +86,12 @@ def steer(
 
     \b
     Example: saezoo steer smollm2-135m-instruct/layer_15_resid_post \\
-                 --feature 2724=1.5 --prompt "This morning the children"
+                 --feature 4045=1 --prompt "When I was young, my family and I"
     """
     from rich.text import Text
 
     from saezoo.host import SMOLLM2, load_host
-    from saezoo.load import load_sae
+    from saezoo.load import load_sae, need_sae
     from saezoo.steering import continuation
     from saezoo.steering import steer as steering
 
@@ -87,7 +101,7 @@ def steer(
     amounts = {feature: amount or 0.0 for feature, amount in features.items()}
     screen = console(err=True)
     with screen.status("loading the SAE and its language model"):
-        sae = load_sae(name)
+        sae = need_sae(load_sae(name), name, "saezoo steer")
         host = load_host(model or sae.cfg.model_name or SMOLLM2)
     screen.print(f"model: {host.took}", style="dim", markup=False)
     bos = sae.cfg.tokens.prepend_bos if sae.cfg.tokens else None

@@ -55,11 +55,13 @@ def top(
     from dataclasses import asdict
 
     from saezoo.features import promoted_tokens, refuse_feature, top_examples
+    from saezoo.guard import check_host
 
     texts, said = texts_of(dataset, column)
     saes, host = load_all([name], model, cache_dir)
     sae = saes[name]
     refuse_feature(sae, feature)
+    check_host(host.model, sae.cfg, guard="warn", tokenizer=host.tokenizer)
     with progress_bar("reading") as progress:
         seen = top_examples(
             host.model,

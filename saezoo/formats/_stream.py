@@ -67,6 +67,10 @@ def _blocks(value: Tensor) -> Iterator[Tensor]:
     """
     if not value.numel():
         return
+    if value.dim() > 1 and not value.is_contiguous() and byte_count(value[0]) > BLOCK:
+        for part in value:
+            yield from _blocks(part)
+        return
     rows = max(1, BLOCK * len(value) // byte_count(value))
     # one for all blocks: memory that is freed and asked for again does not always go back between
     space = None if value.is_contiguous() else torch.empty(value[:rows].shape, dtype=value.dtype)

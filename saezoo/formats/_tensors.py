@@ -12,7 +12,7 @@ import stat
 import sys
 import warnings
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ are.
 MAX_TEXT = 4 * 2**20
 """The largest JSON or YAML config."""
 
+BLOCK = 2**24
+"""Numbers that are looked at at a time."""
+
 BIG_ARRAY, MAX_DEFLATION = 64 * 2**20, 20
 """An array of more bytes than the first may not be compressed more than the second many times."""
 
@@ -48,6 +51,9 @@ def read_safetensors(path: Path, *, limit: int = MAX_BYTES) -> dict[str, Tensor]
     except FileNotFoundError:
         raise _missing(path) from None
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
+        if "No such file" in str(error):
+            # safetensors has an error of its own for a file that is being replaced
+            raise _missing(path) from None
         raise FormatError(
             f"{path}: not a whole safetensors file ({first_line(error)}); download it again"
         ) from None
@@ -142,6 +148,31 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from a file of bounded size; aliases, which can blow a small file up, are
+    refused.
+    """
+    import yaml
+
+    size = need_file(path)
+    if size > MAX_TEXT:
+        raise UnsafeFile(f"{path}: {size:,} bytes is too much for a config")
+    try:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise UnsafeFile(f"{path}: YAML aliases are not read here")
+        data = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        if isinstance(error, UnsafeFile):
+            raise
+        raise FormatError(f"{path}: not YAML ({first_line(error)})") from None
+    if not isinstance(data, dict):
+        raise FormatError(f"{path}: expected a YAML mapping, got {type(data).__name__}")
+    return data
+
+
 def take(raw: dict[str, Tensor], key: str, where: Path, *, dims: int | None = None) -> Tensor:
     """Remove and return a tensor that the format requires. Raises FormatError when it is missing or
     has other dims.
@@ -156,6 +187,14 @@ def take(raw: dict[str, Tensor], key: str, where: Path, *, dims: int | None = No
     if dims is not None and value.dim() != dims:
         raise FormatError(f"{where}: {key} is {tuple(value.shape)}, expected {dims} dimensions")
     return value
+
+
+def join_rows(rows: Sequence[Tensor], where: Path, name: str) -> Tensor:
+    """Small tensors of each layer as one. Raises FormatError unless they have one shape."""
+    if len({(row.shape, row.dtype) for row in rows}) > 1:
+        shapes = ", ".join(sorted({f"{tuple(row.shape)} {row.dtype}" for row in rows}))
+        raise FormatError(f"{where}: {name} differs among the layers: {shapes}")
+    return torch.stack(list(rows))
 
 
 def whole_number(data: Mapping[str, Any], key: str, where: Path) -> int:
@@ -220,13 +259,36 @@ def refuse_rest(raw: Mapping[str, object], where: Path, title: str) -> None:
 def refuse_not_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """Raise NotFinite if any tensor holds NaN or infinity. Reads every weight."""
     for name, value in tensors.items():
-        # the sum of finite values is finite unless it overflows; so the costly look is rarely
-        # needed
-        if not torch.isfinite(value.detach().float().sum()) and not torch.isfinite(value).all():
-            bad = int((~torch.isfinite(value)).sum())
+        bad = sum(_not_finite(block) for block in _blocks(value.detach()))
+        if bad:
             raise NotFinite(
                 f"{where}: {name} has {bad:,} values that are NaN or infinite, of {value.numel():,}"
             )
+
+
+def same_tensors(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same dtype, shape and values, compared some rows at a time."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return all(torch.equal(*pair) for pair in zip(_blocks(one), _blocks(other), strict=True))
+
+
+def _blocks(value: Tensor) -> Iterator[Tensor]:
+    """A tensor some rows at a time: one of a mapped file may be larger than memory."""
+    if not value.dim() or not value.numel():
+        yield value
+        return
+    rows = max(1, BLOCK * len(value) // value.numel())
+    for start in range(0, len(value), rows):
+        yield value[start : start + rows]
+
+
+def _not_finite(block: Tensor) -> int:
+    """How many values are NaN or infinite."""
+    # the sum of finite values is finite unless it overflows; so the costly look is rarely needed
+    if torch.isfinite(block.float().sum()):
+        return 0
+    return int((~torch.isfinite(block)).sum())
 
 
 def need_file(path: Path) -> int:

@@ -9,8 +9,8 @@ Sites, from hf_hook_point_in and hf_hook_point_out, else from the folders' names
 them: resid_post is what a layer gives, attn_out the input of o_proj, mlp_out the output of
 post_feedforward_layernorm, transcoder from the output of pre_feedforward_layernorm (with its gain;
 no hook of TransformerLens carries it) to that of post_feedforward_layernorm.
-Cross-layer transcoders and crosscoders (clt/, crosscoder/) are refused: one tensor of theirs
-belongs to many layers.
+Cross-layer transcoders and crosscoders (clt/, crosscoder/) are refused here: one tensor of theirs
+belongs to many layers; gemma_scope_2_multi reads them.
 """
 
 import logging
@@ -136,8 +136,8 @@ def _refuse_cross_layer(file: Path, entry: Entry | None, data: dict[str, Any]) -
 
 def _cross_layer(file: Path, why: str) -> FormatError:
     return FormatError(
-        f"{file}: a cross-layer transcoder or crosscoder ({why}), which is not read yet; SAEs and "
-        "transcoders of one layer are"
+        f"{file}: a cross-layer transcoder or crosscoder ({why}); name its folder, whose files of "
+        "every layer belong together (format gemma_scope_2_multi)"
     )
 
 
@@ -176,10 +176,10 @@ def sites_of(
     hooks = data.get("hf_hook_point_in"), data.get("hf_hook_point_out")
     if hooks[0] is None:
         hooks = _hooks_of_folder(file, entry)
-    model = _model(data, file, entry)
-    site = _site(hooks[0], model)
+    model = model_of(data, file, entry)
+    site = site_of_point(hooks[0], model)
     # an SAE's config names the same point twice
-    out_site = _site(hooks[1], model) if hooks[1] != hooks[0] else None
+    out_site = site_of_point(hooks[1], model) if hooks[1] != hooks[0] else None
     return prefer(entry.site if entry else None, site), prefer(
         entry.out_site if entry else None, out_site
     )
@@ -194,7 +194,7 @@ def _hooks_of_folder(file: Path, entry: Entry | None) -> tuple[str | None, str |
     return None, None
 
 
-def _model(data: dict[str, Any], file: Path, entry: Entry | None) -> str | None:
+def model_of(data: dict[str, Any], file: Path, entry: Entry | None) -> str | None:
     """The HuggingFace id of the host, by the config, else by the repo's name."""
     model = data.get("model_name")
     if not isinstance(model, str) or not model:
@@ -208,7 +208,7 @@ def _model(data: dict[str, Any], file: Path, entry: Entry | None) -> str | None:
     return model.removesuffix("-pt") if model == "google/gemma-3-270m-pt" else model
 
 
-def _site(hook: object, model: str | None) -> Site | None:
+def site_of_point(hook: object, model: str | None) -> Site | None:
     """The site of a hook point such as `model.layers.3.self_attn.o_proj.input`."""
     if hook is None:
         return None

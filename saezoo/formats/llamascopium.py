@@ -1,5 +1,6 @@
 """OpenMOSS Llamascopium (Llama Scope 2): `config.json` and `sae_weights.safetensors` (or `.pt`), an
-SAE, or a transcoder where hook_point_out is another than hook_point_in.
+SAE, or a transcoder where hook_point_out is another than hook_point_in. Where sae_type is clt or
+crosscoder, llamascopium_multi.py reads it.
 
 Arithmetic, from Llamascopium's models/sae.py and models/sparse_dictionary.py; |D_j| is the norm of
 a feature's row of W_D:
@@ -26,8 +27,8 @@ from torch import Tensor
 
 from saezoo.config import SAEConfig
 from saezoo.entry import Entry
-from saezoo.errors import FormatError
-from saezoo.formats import FORMATS, Weights
+from saezoo.errors import FormatError, MissingFile
+from saezoo.formats import FORMATS, Weights, split_layer
 from saezoo.formats._openmoss import (
     AGREE,
     expect_factor,
@@ -50,6 +51,7 @@ from saezoo.formats._tensors import (
     whole_number,
     yes_or_no,
 )
+from saezoo.formats.llamascopium_multi import read_multi
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +85,8 @@ KNOWN = {
 NORMS = ("dataset-wise", "inference", "token-wise")
 
 WHY_NOT = {
-    "crosscoder": "a crosscoder belongs to many layers, and this reads one SAE or transcoder",
-    "clt": "a cross-layer transcoder belongs to many layers, and this reads one SAE or transcoder",
+    "crosscoder": "of the code of 2025, crosscoders had another form",
+    "clt": "of the code of 2025, cross-layer transcoders had another form",
     "lorsa": "sparse attention reads a whole context, not one token",
     "molt": "its features are linear maps of low rank, not directions",
 }
@@ -92,9 +94,18 @@ WHY_NOT = {
 
 
 def read(path: Path, entry: Entry | None) -> Weights:
-    """Read a folder with one SAE or transcoder. Raises FormatError for other kinds, for unknown
-    values of what decides arithmetic, and where config, registry and tensors contradict.
+    """Read a folder, or one layer of a cross-layer transcoder (`FOLDER/layer_3`).
+
+    Raises FormatError for kinds that have no exact form, for unknown values of what decides
+    arithmetic, and where config, registry and tensors contradict; MissingFile for a layer of what
+    has none.
     """
+    folder, layer = split_layer(path)
+    config = read_json(folder / CONFIG)
+    if config.get("sae_type") in ("clt", "crosscoder"):
+        return read_multi(path, entry, config)
+    if layer is not None:
+        raise MissingFile(f"{path}: no such folder, and what is in {folder} has no layers")
     return read_named(path, entry, NAMES, ACTIVATIONS)
 
 

@@ -3,6 +3,7 @@ an SAE of one's own where one of ours is expected.
 """
 
 import difflib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from saezoo.config import SAEConfig
 from saezoo.errors import ConfigError
 from saezoo.sae import SAE, build_sae
+from saezoo.sparse import SparseFeatures, pack_active
 from saezoo_train.architectures import ARCHITECTURES, Architecture
 from saezoo_train.architectures.custom import load_architecture
 
@@ -32,7 +34,7 @@ def find_architecture(name: str, near: Path | None = None) -> type[Architecture]
                 f"architecture {name!r}: the recipe lies in a model's folder ({near}), and no code "
                 "is run from there; copy both files elsewhere if you trust them"
             )
-        return load_architecture(name, near)
+        return load_architecture(name, near or _imported_from(name) or Path.cwd())
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
     close = difflib.get_close_matches(name, ARCHITECTURES, n=1, cutoff=0.4)
@@ -43,6 +45,13 @@ def find_architecture(name: str, near: Path | None = None) -> type[Architecture]
     )
 
 
+def _imported_from(name: str) -> Path | None:
+    """The folder of a module that was imported already: when its recipe was read."""
+    module = sys.modules.get(name.partition(":")[0])
+    file = getattr(module, "__file__", None)
+    return Path(file).parent if file else None
+
+
 class OwnSAE(nn.Module):
     """A trained architecture of one's own that has `encode` and `decode` of raw activations, with
     the methods by which SAEs are measured.
@@ -50,16 +59,22 @@ class OwnSAE(nn.Module):
 
     def __init__(self, module: Any, cfg: SAEConfig) -> None:
         super().__init__()
-        self.module, self.cfg = module, cfg
-        self.d_in, self.d_sae, self.d_out = cfg.d_in, cfg.d_sae, cfg.d_in
+        self.module, self.cfg, self.d_in, self.d_sae = module, cfg, cfg.d_in, cfg.d_sae
 
     def encode(self, x: Tensor) -> Tensor:
         """Features (…, d_sae) of x (…, d_in)."""
-        return self.module.encode(x)
+        features: Tensor = self.module.encode(x)
+        return features
 
-    def decode(self, features: Tensor, _x: Tensor | None = None) -> Tensor:
+    def encode_sparse(self, x: Tensor) -> SparseFeatures:
+        """The same as the active ones only."""
+        return pack_active(self.encode(x))
+
+    def decode(self, features: Tensor | SparseFeatures, _x: Tensor | None = None) -> Tensor:
         """The reconstruction (…, d_in)."""
-        return self.module.decode(features)
+        dense = features.to_dense() if isinstance(features, SparseFeatures) else features
+        out: Tensor = self.module.decode(dense)
+        return out
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode and decode."""
