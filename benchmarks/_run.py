@@ -8,6 +8,9 @@ import os
 import platform
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +73,43 @@ def need_peers() -> Path:
     if not PEERS.is_file():
         sys.exit("the peers are not installed: `make peers` first")
     return PEERS
+
+
+def own_memory() -> int:
+    """Bytes of this process that are its own: not those of mapped files, which the system takes
+    back when it needs them.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+class Most:
+    """The most that was seen."""
+
+    most = 0
+
+
+@contextmanager
+def watch() -> Iterator[Most]:
+    """Looks at `own_memory` about every millisecond in a thread; torch works without the lock that
+    it needs for that. `most` is what it saw at most.
+    """
+    seen, done = Most(), threading.Event()
+
+    def look() -> None:
+        while True:
+            seen.most = max(seen.most, own_memory())
+            if done.wait(0.0005):
+                return
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        seen.most = max(seen.most, own_memory())
+        done.set()
+        thread.join()
 
 
 def write_result(name: str, setting: str, rows: list[dict[str, Any]], **more: Any) -> None:

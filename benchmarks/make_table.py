@@ -12,7 +12,7 @@ def make_table() -> str:
     """Markdown: what was measured, ours, the other, their ratio; then with what and when."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
     lines = ["| what | saezoo | beside it | ratio |", "|---|---|---|---|"]
-    for name in ("import_time", "listing", "load_native", "second_load", "topk_inference"):
+    for name in ROWS:
         if name in found:
             lines += ROWS[name](found[name])
     lines += ["", *_footers(found)]
@@ -89,12 +89,40 @@ def _topk_inference(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _chunked_encode(result: dict[str, Any]) -> list[str]:
+    rows = {row["what"]: row for row in result["rows"]}
+    dense = rows.pop("dense, topk")
+    lines = []
+    for what, row in rows.items():
+        beside = f"dense product and `torch.topk` {dense['milliseconds']:.0f} ms"
+        ratio = f"{dense['milliseconds'] / row['milliseconds']:.2f} x"
+        lines += [
+            f"| `encode_sparse` in parts, {what} | {row['milliseconds']:.0f} ms | "
+            + (f"{beside} | {ratio} |" if what == "topk" else "| |"),
+            f"| … memory beyond the output, in parts of {row['part_mb']:.0f} MB of weights | "
+            f"{row['parts_of_weights']:.2f} | | |",
+        ]
+    return lines
+
+
+def _load_memory(result: dict[str, Any]) -> list[str]:
+    worst = max(result["rows"], key=lambda row: row["peak_of_held"])
+    formats = len({row["format"] for row in result["rows"]})
+    return [
+        f"| peak memory of loading, as a share of what the SAE holds: the worst of "
+        f"{len(result['rows'])} checkpoints of {formats} formats | "
+        f"{worst['peak_of_held']:.2f} | | |"
+    ]
+
+
 ROWS = {
     "import_time": _import_time,
     "listing": _listing,
     "load_native": _load_native,
     "second_load": _second_load,
     "topk_inference": _topk_inference,
+    "chunked_encode": _chunked_encode,
+    "load_memory": _load_memory,
 }
 
 

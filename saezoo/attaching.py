@@ -19,7 +19,7 @@ from saezoo.config import Site
 from saezoo.errors import CaptureError, InputError
 from saezoo.guard import Guard, check_host
 from saezoo.hooks import See, Watch
-from saezoo.sae import SAE
+from saezoo.sae import CHOOSING, SAE
 from saezoo.sites import Place, find_place
 from saezoo.sparse import SparseFeatures
 
@@ -185,7 +185,7 @@ class _Attached:
 
     def _encode(self, x: Tensor) -> Tensor | SparseFeatures:
         check_tensor(x, self.sae.d_in, self.place)
-        chosen = self.sae.cfg.architecture in ("topk", "groupmax")
+        chosen = self.sae.cfg.architecture in CHOOSING
         return self.sae.encode_sparse(x) if chosen else self.sae.encode(x)
 
     def _write(

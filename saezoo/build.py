@@ -1,6 +1,6 @@
 """From a spec and tensors to a module: which module, by the kind of spec, in one table."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from saezoo.clt_layer import CLTLayer
 from saezoo.config import SAEConfig
 from saezoo.config_multi import AnyConfig, CLTConfig, CrosscoderConfig
 from saezoo.crosscoder import Crosscoder, build_crosscoder
-from saezoo.errors import UnknownSAE
+from saezoo.errors import InputError, UnknownSAE
+from saezoo.placing import DTypes
 from saezoo.rows import check_shapes
 from saezoo.sae import SAE, build_sae, check_tensors
 
@@ -19,7 +20,6 @@ Model = SAE | CrossLayerTranscoder | CLTLayer | Crosscoder
 """What `load_sae` returns."""
 
 BUILDERS: dict[type, Callable[..., Any]] = {
-    SAEConfig: build_sae,
     CLTConfig: build_clt,
     CrosscoderConfig: build_crosscoder,
 }
@@ -27,15 +27,39 @@ BUILDERS: dict[type, Callable[..., Any]] = {
 
 def build(
     cfg: AnyConfig,
-    tensors: Mapping[str, Tensor],
+    tensors: MutableMapping[str, Tensor] | Mapping[str, Tensor],
     *,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: DTypes = None,
     where: str = "these tensors",
+    features: Iterable[int] | Tensor | None = None,
+    encoder_only: bool = False,
+    consume: bool = False,
 ) -> Model:
-    """The module over these tensors, frozen and in eval mode. Raises FormatError when they are not
-    those that the spec requires.
+    """The module over these tensors, frozen and in eval mode; the rest as `build_sae` has it.
+
+    Raises FormatError when the tensors are not those that the spec requires, and InputError for
+    parts and dtypes of what spans several layers or models, which has none to choose.
     """
+    if isinstance(cfg, SAEConfig):
+        return build_sae(
+            cfg,
+            tensors,
+            device=device,
+            dtype=dtype,
+            where=where,
+            features=features,
+            encoder_only=encoder_only,
+            consume=consume,
+        )
+    if features is not None or encoder_only:
+        asked = "encoder_only" if features is None else "features"
+        raise InputError(
+            f"{where}: {asked}= is for SAEs of one layer. This is {cfg.title}: it is loaded whole, "
+            "its weights stay in their files until they are used"
+        )
+    if isinstance(dtype, Mapping):
+        raise InputError(f"{where}: {cfg.title} takes one dtype, not one for each matrix")
     return BUILDERS[type(cfg)](cfg, tensors, device=device, dtype=dtype, where=where)
 
 

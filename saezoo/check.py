@@ -13,11 +13,12 @@ from torch import Tensor
 from saezoo.build import build
 from saezoo.entry import Entry
 from saezoo.errors import FormatError, NotFinite, SaezooError
+from saezoo.fetched import Fetched
 from saezoo.files import sha256_of
 from saezoo.find import find_sae
-from saezoo.formats import FORMATS, split_layer
+from saezoo.formats import format_of, split_layer, split_part
 from saezoo.formats._tensors import read_safetensors, refuse_not_finite
-from saezoo.hub import Fetched, fetch
+from saezoo.hub import fetch
 from saezoo.load import read_weights
 from saezoo.numerics import TOLERANCE, largest_difference
 from saezoo.sae import SAE
@@ -131,13 +132,14 @@ def golden_difference(sae: SAE, path: Path) -> float:
 
 
 def _files(fetched: Fetched) -> list[Path]:
-    if fetched.path.is_file():
-        return [fetched.path]
-    form = FORMATS[fetched.format]
-    folder, layer = split_layer(fetched.path)
+    form, (path, _) = format_of(fetched.format), split_part(fetched.path)
+    if path.is_file():
+        return [path]
+    folder, layer = split_layer(path)
+    present = [item.name for item in folder.iterdir()]
     shared = form.files if layer is None else form.shared_files()
-    own = form.layer_files_in([item.name for item in folder.iterdir()], layer)
-    names = dict.fromkeys([*shared, *own, *form.one_of, *form.optional])
+    own = (*form.layer_files_in(present, layer), *form.one_of, *form.one_of_in(present))
+    names = dict.fromkeys([*shared, *own, *form.optional])
     return [folder / name for name in names if (folder / name).is_file()]
 
 

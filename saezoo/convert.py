@@ -13,7 +13,15 @@ from saezoo.config import SAEConfig
 from saezoo.crosscoder import Crosscoder
 from saezoo.errors import CannotConvert
 from saezoo.find import find_sae
-from saezoo.formats import FORMATS, Weights, detect, format_module
+from saezoo.formats import (
+    FAMILIES,
+    Weights,
+    detect,
+    format_module,
+    format_of,
+    is_read,
+    writable_formats,
+)
 from saezoo.formats._tensors import refuse_not_finite, same_tensors
 from saezoo.hub import fetch
 from saezoo.load import read_weights
@@ -22,12 +30,14 @@ from saezoo.sae import SAE, build_sae
 from saezoo.save import new_folder
 
 SEED, TOKENS = 20_240_606, 64
+SIZES = (1.0, 10.0, 100.0)
+"""Of the activations that a proof compares on, each number on its own scale."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What was compared after a conversion: the source's forward with the target's, on seeded
-    inputs.
+    """What was compared after a conversion: features and reconstruction of the source with those
+    of the target, on seeded inputs.
     """
 
     folder: Path
@@ -56,8 +66,8 @@ def convert_sae(
     same seeded inputs. Raises CannotConvert when the target cannot express this SAE, or the proof
     fails; NotFinite for NaN or infinity.
     """
-    if to not in FORMATS or not FORMATS[to].writable:
-        writable = ", ".join(key for key, form in FORMATS.items() if form.writable)
+    if to in FAMILIES or not is_read(to) or not format_of(to).writable:
+        writable = ", ".join(writable_formats())
         raise CannotConvert(
             f"cannot write the format {to!r}. Formats that can be written: {writable}"
         )
@@ -66,13 +76,20 @@ def convert_sae(
         entry, format=format, token=token, cache_dir=cache_dir, local_files_only=local_files_only
     )
     weights = read_weights(fetched, entry, keep=False)
+    return convert_weights(weights, dest, to, where=entry.name)
+
+
+def convert_weights(
+    weights: Weights, dest: str | os.PathLike[str], to: str, *, where: str = "these weights"
+) -> Proof:
+    """Write what a reader gave, in the format `to`, which can be written; see `convert_sae`."""
     if to != "native" and not isinstance(weights.cfg, SAEConfig):
         raise CannotConvert(
-            f"{entry.name} is {weights.cfg.title}, which the format {to} cannot express: it holds "
+            f"{where} is {weights.cfg.title}, which the format {to} cannot express: it holds "
             "an SAE of one layer. Only the native format holds it"
         )
-    refuse_not_finite(weights.tensors, entry.name)
-    check_weights(weights.cfg, weights.tensors, entry.name)
+    refuse_not_finite(weights.tensors, where)
+    check_weights(weights.cfg, weights.tensors, where)
     with new_folder(Path(dest), to) as work:
         format_module(to).write(weights.cfg, dict(weights.tensors), work)
         difference, through = _prove(weights, work, to)
@@ -82,9 +99,10 @@ def convert_sae(
 def _prove(source: Weights, folder: Path, to: str) -> tuple[float, str]:
     """Reopen what was written and compare it with the source: (largest difference, through what).
 
-    Raises CannotConvert above the tolerance. A float32 near-tie of two features may be decided
-    otherwise by another memory layout; so a miss is looked at again in float64, where such ties are
-    told apart, under the same tolerance.
+    Compared are features and reconstruction of the reopened folder, and the reconstruction of the
+    target's own formula. Raises CannotConvert above the tolerance. A float32 near-tie of two
+    features may be decided otherwise by another memory layout; so a miss is looked at again in
+    float64, where such ties are told apart, under the same tolerance.
     """
     if detect(folder) != to:
         raise CannotConvert(
@@ -95,16 +113,21 @@ def _prove(source: Weights, folder: Path, to: str) -> tuple[float, str]:
     if not isinstance(source.cfg, SAEConfig):
         return _prove_same(source, again), "the reopened folder"
     assert isinstance(again.cfg, SAEConfig)
+    own = getattr(module, "origin_output", None)
     tolerance, difference = TOLERANCE[torch.float32], float("inf")
     for dtype in (torch.float32, torch.float64):
-        x = torch.randn(TOKENS, source.cfg.d_in, generator=torch.Generator().manual_seed(SEED)).to(
-            dtype
-        )
-        expected = build_sae(source.cfg, source.tensors, dtype=dtype)(x)
-        outputs = [build_sae(again.cfg, again.tensors, dtype=dtype)(x)]
-        if hasattr(module, "origin_output"):
-            outputs.append(module.origin_output(folder, x))
-        difference = max(largest_difference(output, expected) for output in outputs)
+        expected = build_sae(source.cfg, source.tensors, dtype=dtype)
+        got = build_sae(again.cfg, again.tensors, dtype=dtype, where=to)
+        differences = [0.0]
+        for x in proof_inputs(source.cfg.d_in, dtype):
+            wanted = expected(x)
+            differences += [
+                largest_difference(got.encode(x), expected.encode(x)),
+                largest_difference(got(x), wanted),
+            ]
+            if own is not None:
+                differences.append(largest_difference(own(folder, x), wanted))
+        difference = max(differences)
         if difference <= tolerance:
             break
     else:
@@ -112,7 +135,6 @@ def _prove(source: Weights, folder: Path, to: str) -> tuple[float, str]:
             f"what {to} computes differs by {difference:.2g}, more than {tolerance:.0g}: "
             "nothing was written"
         )
-    own = hasattr(module, "origin_output")
     return (
         difference,
         f"the reopened folder and {to}'s own formula" if own else "the reopened folder",
@@ -141,3 +163,11 @@ def _output(model: Model) -> Tensor:
         return model.decode(model.encode_sparse(torch.randn(4, model.d_in, generator=generator)))
     inputs = model.sources if isinstance(model, Crosscoder) else model.cfg.layers
     return model(torch.randn(4, inputs, model.d_in, generator=generator))
+
+
+def proof_inputs(d_in: int, dtype: torch.dtype) -> list[Tensor]:
+    """Seeded activations (TOKENS, d_in) of several sizes: small ones may turn no feature of an SAE
+    with high thresholds on, and large ones hide what biases do.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    return [(torch.randn(TOKENS, d_in, generator=generator) * size).to(dtype) for size in SIZES]

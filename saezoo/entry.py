@@ -41,6 +41,8 @@ class Entry(Spec):
     """
     normalize_activations: str | None = None
     """saelens: what the file should say, where its authors' registry corrects it."""
+    skip_identity: bool | None = None
+    """prisma: whether the skip of a transcoder is x (1 + W_skip^T), which the files do not say."""
     neuronpedia: str | None = None
     licence: str | None = None
     use_restriction: str | None = None

@@ -15,6 +15,7 @@ SaezooError
 │   ├── Offline                      not cached, and no network wanted or had
 │   └── Corrupted                    what arrived is not what was promised
 ├── InputError (ValueError)          a tensor that this SAE cannot take
+├── PartialSAE (RuntimeError)        an SAE that was loaded in part, asked for what needs the whole
 ├── CannotConvert (ValueError)       the target format cannot express this SAE
 ├── CaptureError (RuntimeError)      a site that a model does not have, or a hook that never fired
 ├── DataError (ValueError)           text or stored activations that are missing, broken or too few
@@ -23,12 +24,20 @@ SaezooError
 └── MissingExtra (ImportError)       an optional dependency is not installed
 
 Messages say what happened with the value, where, and what to do next. One line each: the CLI prints
-them as they are.
+them as they are, so what a stranger's file put into one (a tensor's name with a line end, or with
+an escape sequence for the terminal) is spelt out.
 """
 
 
 class SaezooError(Exception):
     """The parent of every error that saezoo raises on purpose."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if text.isprintable():
+            return text
+        spelt = (c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        return "".join(spelt)
 
 
 class BadName(SaezooError, ValueError):
@@ -85,6 +94,10 @@ class Corrupted(FetchError):
 
 class InputError(SaezooError, ValueError):
     """A tensor that this SAE cannot take."""
+
+
+class PartialSAE(SaezooError, RuntimeError):
+    """An SAE that was loaded in part, asked for what needs the whole."""
 
 
 class CannotConvert(SaezooError, ValueError):

@@ -56,7 +56,7 @@ class Watch:
         """How many tokens a cache holds already: the position of the first one of this pass."""
         self._ended = ended
         self._depth = 0
-        self._fired: dict[int, str] = {}
+        self._fired: set[int] = set()
         self._names: list[str] = []
 
     @property
@@ -90,7 +90,7 @@ class Watch:
             )
 
     def _see(self, number: int, see: See, x: Tensor) -> Tensor | None:
-        self._fired[number] = self._names[number]
+        self._fired.add(number)
         return see(x)
 
     @contextmanager
@@ -101,7 +101,7 @@ class Watch:
         @functools.wraps(forward)
         def watched(*args: Any, **kwargs: Any) -> Any:
             if not self._depth:
-                self._fired, self.offset = {}, 0
+                self._fired, self.offset = set(), 0
             self._depth += 1
             self.offset = max(self.offset, _cached_tokens(kwargs))
             try:

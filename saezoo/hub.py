@@ -5,12 +5,9 @@ are needed.
 import difflib
 import os
 import sys
-from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
-from saezoo.config_multi import MOST
 from saezoo.entry import Entry
 from saezoo.errors import (
     BadName,
@@ -18,47 +15,36 @@ from saezoo.errors import (
     FetchError,
     FormatError,
     MissingFile,
-    NoAccess,
     Offline,
     UnsafeFile,
+)
+from saezoo.fetched import (
+    Fetched,
+    detected,
+    no_format,
+    refuse_wrong_size,
+    root_of,
+    with_layer,
 )
 from saezoo.files import cache_root
 from saezoo.formats import (
     FAMILIES,
-    FORMATS,
-    LAYER_NAME,
     among,
     detect,
-    holds_tensors,
+    format_of,
     is_read,
     match_file,
     match_names,
     names_in,
     split_layer,
+    split_part,
     unread_format,
-    what_files,
-    what_folders,
 )
-from saezoo.transfer import Access, offline_wanted, refuse_unsafe_path, remove_linked
-
-WITH_EXTRAS = frozenset({"native"})
-"""Formats whose optional files are for people and checks, not for the arithmetic."""
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """Files of one SAE on this machine."""
-
-    path: Path
-    """The folder, or the file where one SAE is one file. One layer of what spans several is called
-    `FOLDER/layer_3`, which is no file.
-    """
-    format: str
-    """A key of saezoo.formats.FORMATS."""
-    commit: str | None
-    """Of a Hub repo: the commit that was served."""
-    how: str
-    """In words: which commit and why, or from where."""
+from saezoo.needed import layer_below, needed_files, split_listed, stated_hash
+from saezoo.pointers import FORMAT as SET
+from saezoo.pointers import POINTED, follow_pointer
+from saezoo.transfer import Access, offline_wanted, refuse_unsafe_path
+from saezoo.unlisted import fetch_unlisted
 
 
 def fetch(
@@ -88,11 +74,18 @@ def fetch(
         raise unread_format(key, entry.name)
     access = _access(token, cache_dir, local_files_only, refresh, progress)
     try:
-        if entry.source.startswith("hf://"):
-            return _fetch_hub(entry, key, access, extras)
-        if entry.source.startswith(("https://", "http://")):
-            return _fetch_https(entry, key, access, extras)
-        return _find_local(entry, key)
+        meant = follow_pointer(entry, access) if key in (None, SET) else entry
+        elsewhere = meant.source != entry.source and meant.source.startswith("hf://")
+        if key in (None, SET) and not elsewhere and entry.source.startswith("hf://"):
+            access = replace(access, refresh=False)  # it has just been asked
+        key = format or meant.format if not elsewhere else None
+        fetched = _fetch(meant, key, access, extras)
+        if elsewhere and fetched.format not in POINTED:
+            raise FormatError(
+                f"{entry.name}: points to {meant.source}/{meant.path} of the format "
+                f"{fetched.format}; pointers are followed to {', '.join(POINTED)}"
+            )
+        return fetched if meant is entry else replace(fetched, entry=meant)
     except FetchError:
         raise
     except FileNotFoundError:
@@ -101,6 +94,14 @@ def fetch(
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise FetchError(f"{entry.name}: {reason} (in the cache {access.root}?)") from error
+
+
+def _fetch(entry: Entry, key: str | None, access: Access, extras: bool) -> Fetched:
+    if entry.source.startswith("hf://"):
+        return _fetch_hub(entry, key, access, extras)
+    if entry.source.startswith(("https://", "http://")):
+        return fetch_unlisted(entry, key, access, extras)
+    return _find_local(entry, key)
 
 
 def fetch_file(
@@ -201,22 +202,24 @@ def _find_local(entry: Entry, key: str | None) -> Fetched:
         path = Path(__file__).parent / "bundled" / folder / entry.path
     else:
         path = Path(folder).expanduser() / entry.path
-    inside, layer = split_layer(path)
+    whole, part = split_part(path)
+    inside, layer = split_layer(whole)
     if not inside.exists():
         raise MissingFile(f"{path}: no such file or folder")
     if key is None or key in FAMILIES:
-        found = detect(path)
+        found = detect(whole)
         if not among(key, [found]):
             raise FormatError(f"{path}: is of the format {found}, which is no {key}")
         key = found
-    elif layer is not None and not FORMATS[key].layered:
+    elif layer is not None and not format_of(key).layered:
         raise MissingFile(f"{path}: no such file or folder, and the format {key} has no layers")
     if inside.is_dir():
-        there = names_in(inside)
+        there = names_in(inside, {key: format_of(key)})
         required, _ = needed_files(key, False, str(path), there=there, layer=layer)
         lacking = [name for name in required if not (inside / name).is_file()]
         if lacking:
             raise MissingFile(f"{path}: the format {key} needs {', '.join(lacking)}")
+    _refuse_part(part, key, str(whole))
     return Fetched(path, key, None, "bundled" if bundled else "local")
 
 
@@ -224,15 +227,15 @@ def _fetch_hub(entry: Entry, key: str | None, access: Access, extras: bool) -> F
     from saezoo.hf import get_files, list_repo
 
     listing = list_repo(entry.source.removeprefix("hf://").strip("/"), entry.revision, access)
-    folder, name = entry.path.strip("/"), ""
-    candidates: list[str] = []
+    folder, part = split_listed(entry.path.strip("/"), listing.files)
+    name, candidates = "", list[str]()
     where = f"{listing.repo} at {listing.commit[:8]}…: {folder or 'its root'}"
     if folder in listing.files:
-        if key and (key in FAMILIES or not FORMATS[key].suffixes):
+        if key and (key in FAMILIES or not format_of(key).suffixes):
             raise FormatError(f"{where}: an SAE of the format {key} is a folder; name that")
         candidates = [key] if key else match_file(folder)
         if not candidates:
-            raise _no_format(where, [folder])
+            raise no_format(where, [folder])
         folder, _, name = folder.rpartition("/")
     start = f"{folder}/" if folder else ""
     below = {file[len(start) :]: file for file in listing.files if file.startswith(start)}
@@ -240,9 +243,9 @@ def _fetch_hub(entry: Entry, key: str | None, access: Access, extras: bool) -> F
     if not below:
         below, layer = layer_below(folder, listing.files)
     if not name:
-        candidates = [key] if key in FORMATS else among(key, match_names(set(below)))
+        candidates = [key] if key and key not in FAMILIES else among(key, match_names(set(below)))
     if layer is not None:
-        candidates = [form for form in candidates if FORMATS[form].layered]
+        candidates = [form for form in candidates if format_of(form).layered]
     if not below or (layer is not None and not candidates):
         raise MissingFile(f"{where}: no such file or folder.{_closest(folder, listing.files)}")
 
@@ -253,230 +256,25 @@ def _fetch_hub(entry: Entry, key: str | None, access: Access, extras: bool) -> F
         names = [*required, *(item for item in optional if item in below)]
         wanted = {below[item]: stated_hash(entry, item, required) for item in names}
         paths = get_files(listing, wanted, access, entry.size)
-        local = _root(paths[0], required[0], bool(name))
-        return _with_layer(local, layer), paths[: len(required)], paths
+        local = root_of(paths[0], required[0], bool(name))
+        return with_layer(local, layer), paths[: len(required)], paths
 
     for taken in candidates:
         local, needed, paths = take(taken)
         # names alone may fit two formats: the files themselves decide, but of one layer they are
         # not all here
-        if key in FORMATS or layer is not None or _detected(local) == taken:
+        if taken == key or layer is not None or detected(local) == taken:
             break
     else:
-        raise _no_format(where, list(below))
-    _refuse_wrong_size(entry, needed, paths)
-    return Fetched(local, taken, listing.commit, listing.how)
+        raise no_format(where, list(below))
+    _refuse_part(part, taken, where)
+    refuse_wrong_size(entry, needed, paths)
+    return Fetched(local / part, taken, listing.commit, listing.how)
 
 
-def _fetch_https(entry: Entry, key: str | None, access: Access, extras: bool) -> Fetched:
-    from saezoo.https import fetch_optional, fetch_url, folder_of, join_url, shown
-
-    url = join_url(entry.source, entry.path)
-    name = unquote(urlsplit(url).path.rpartition("/")[2])
-    layer = None
-    if found := match_file(name) if key is None else []:
-        key = _tell_apart(found, url, access, stated_hash(entry, name, (name,)))
-    elif key is None or key in FAMILIES:
-        key, url, layer = _probe_layers(url, key, access)
-    name = name if is_one_file(name, key) else ""
-    base = folder_of(url) if name else url
-    there = [*_first_there(key, base, access), *_layer_files_at(base, key, layer, access)]
-    required, optional = needed_files(key, extras, shown(url), name, there=there, layer=layer)
-    needed = [
-        fetch_url(join_url(base, item), access, sha256=stated_hash(entry, item, required))
-        for item in required
-    ]
-    others = [
-        fetch_optional(join_url(base, item), access, sha256=stated_hash(entry, item, required))
-        for item in optional
-    ]
-    _refuse_wrong_size(entry, needed, [*needed, *(path for path in others if path)])
-    local = _with_layer(_root(needed[0], required[0], bool(name)), layer)
-    return Fetched(local, key, None, "https, cached")
-
-
-def _probe_layers(url: str, key: str | None, access: Access) -> tuple[str, str, int | None]:
-    """(format, URL of the folder, layer) of a folder that cannot be listed, or of a layer there."""
-    from saezoo.https import folder_of
-
-    found = LAYER_NAME.fullmatch(unquote(urlsplit(url).path.rpartition("/")[2]))
-    if found is not None:
-        # first, because asking for files below the name makes a folder of that name in the cache
-        base, layer = folder_of(url), int(found[1])
-        for form in among(key, [name for name, form in FORMATS.items() if form.layered]):
-            if _has_layer(base, form, layer, access):
-                return form, base, layer
-    return _probe(url, access, key), url, None
-
-
-def _has_layer(base: str, key: str, layer: int, access: Access) -> bool:
-    """Whether the folder at a URL is of a format with this layer, as far as names say."""
-    from saezoo.https import fetch_optional, join_url
-
-    if FORMATS[key].layer_files:
-        return bool(_layer_files_at(base, key, layer, access))
-    files = (fetch_optional(join_url(base, name), access) for name in FORMATS[key].files)
-    return all(files) and bool(_first_there(key, base, access))
-
-
-def _layer_files_at(base: str, key: str, layer: int | None, access: Access) -> list[str]:
-    """The files of layers below a URL that cannot be listed: of the one layer, or of 0, 1, 2, …
-    until there is none.
-    """
-    from saezoo.https import fetch_optional, join_url
-
-    found = []
-    for template in FORMATS[key].layer_files:
-        for number in range(MOST) if layer is None else [layer]:
-            name = template.replace("{layer}", str(number))
-            if fetch_optional(join_url(base, name), access) is None:
-                break
-            found.append(name)
-    return found
-
-
-def layer_below(folder: str, files: Collection[str]) -> tuple[dict[str, str], int | None]:
-    """({name: file} of the folder that `folder` would be in, the number) where the name is that of
-    a layer; else nothing.
-    """
-    parent, _, last = folder.rpartition("/")
-    found = LAYER_NAME.fullmatch(last)
-    if found is None:
-        return {}, None
-    start = f"{parent}/" if parent else ""
-    below = {file[len(start) :]: file for file in files if file.startswith(start)}
-    return below, int(found[1])
-
-
-def _with_layer(local: Path, layer: int | None) -> Path:
-    return local if layer is None else local / f"layer_{layer}"
-
-
-def _probe(url: str, access: Access, key: str | None = None) -> str:
-    """The format of a folder that cannot be listed: the first whose files are all there, of those
-    that `key` allows.
-    """
-    from saezoo.https import fetch_url, join_url, shown
-
-    refused: FetchError | None = None
-    for name in among(key, list(FORMATS)):
-        form = FORMATS[name]
-        try:
-            paths = [fetch_url(join_url(url, item), access) for item in form.files]
-            _first_there(name, url, access)
-        except MissingFile:
-            continue
-        except NoAccess as error:
-            refused = error
-            continue
-        except Offline as error:
-            if not access.offline:
-                raise
-            refused = error
-            continue
-        found = _detected(_root(paths[0], form.files[0], False)) if paths else None
-        if found and among(key, [found]):
-            return found
-    raise refused or _no_format(shown(url), [])
-
-
-def _tell_apart(keys: list[str], url: str, access: Access, sha256: str | None) -> str:
-    """Which of the formats of which an SAE is one file with this name, decided by what is in it."""
-    from saezoo.https import fetch_optional, fetch_url, folder_of, join_url, shown
-
-    if len(keys) == 1:
-        return keys[0]
-    local = fetch_url(url, access, sha256=sha256)
-    for key in keys:
-        if FORMATS[key].marker and holds_tensors(local, key):
-            for item in FORMATS[key].optional_of(local.name):
-                fetch_optional(join_url(folder_of(url), item), access)
-    if (found := _detected(local)) in keys:
-        return str(found)
-    raise _no_format(shown(url), [local.name])
-
-
-def _first_there(key: str, base: str, access: Access) -> list[str]:
-    """Of the files of which a format's folder has one, the one that is below a URL."""
-    from saezoo.https import fetch_optional, join_url
-
-    found = (item for item in FORMATS[key].one_of if fetch_optional(join_url(base, item), access))
-    return [first] if (first := next(found, None)) else []
-
-
-def _root(path: Path, name: str, one_file: bool) -> Path:
-    """What a reader opens: the file itself, or the folder below which it is called `name`."""
-    return path if one_file else path.parents[name.count("/")]
-
-
-def needed_files(
-    key: str,
-    extras: bool,
-    where: str,
-    one_file: str = "",
-    *,
-    there: Collection[str] = (),
-    layer: int | None = None,
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The file names that a format requires, and those to take where they exist.
-
-    there: file names that a folder is known to have; of those of layers, all of them count.
-    layer: only its files are wanted.
-    """
-    form = FORMATS[key]
-    optional = form.optional_of(one_file) if extras or key not in WITH_EXTRAS else ()
-    if one_file:
-        return (one_file,), optional
-    if not form.files:
-        endings = ", ".join(f"*{suffix}" for suffix in form.suffixes)
-        raise FormatError(f"{where}: an SAE of the format {key} is one file ({endings}); name it")
-    chosen = ([item for item in form.one_of if item in there] or [*form.one_of])[:1]
-    if layer is None:
-        own = form.layer_files_in(there)
-        return tuple(dict.fromkeys([*form.files, *chosen, *own])), optional
-    own = [template.replace("{layer}", str(layer)) for template in form.layer_files]
-    return (*form.shared_files(), *chosen, *own), optional
-
-
-def is_one_file(name: str, key: str) -> bool:
-    form = FORMATS[key]
-    return name.endswith(form.suffixes) if form.files else True
-
-
-def stated_hash(entry: Entry, name: str, required: tuple[str, ...]) -> str | None:
-    """The sha256 that the entry states of a file; a bare one is that of the weights."""
-    if entry.sha256 is None or isinstance(entry.sha256, dict):
-        return (entry.sha256 or {}).get(name)
-    weights = [item for item in required if not item.endswith((".json", ".yaml"))]
-    return entry.sha256 if name in weights[:1] else None
-
-
-def _refuse_wrong_size(entry: Entry, required: list[Path], all_of_them: list[Path]) -> None:
-    """Raise Corrupted, and remove the files, when they have not the size that the entry states."""
-    sizes = [sum(path.stat().st_size for path in paths) for paths in (required, all_of_them)]
-    if entry.size is None or entry.size in sizes:
-        return
-    for path in all_of_them:
-        remove_linked(path)
-    raise Corrupted(
-        f"{entry.name}: its files have {sizes[0]:,} bytes, {entry.size:,} were promised; they were "
-        "removed, fetch it again"
-    )
-
-
-def _detected(local: Path) -> str | None:
-    try:
-        return detect(local)
-    except FormatError:
-        return None
-
-
-def _no_format(where: str, names: list[str]) -> FormatError:
-    among = f" among {', '.join(names[:6])}{' …' if len(names) > 6 else ''}" if names else ""
-    return FormatError(
-        f"{where}: no known format{among}. Looked for {what_folders()}, {what_files()}. "
-        "Give format=… (--from) if you know it"
-    )
+def _refuse_part(part: str, key: str, where: str) -> None:
+    if part and not format_of(key).parts:
+        raise MissingFile(f"{where}: is one SAE of the format {key}, so there is no {part!r} in it")
 
 
 def _closest(path: str, files: tuple[str, ...]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from saezoo.errors import CannotConvert, MissingExtra
 from saezoo.formats.saelens import express
-from saezoo.sae import SAE
+from saezoo.sae import SAE, check_whole
 
 if TYPE_CHECKING:
     import sae_lens
@@ -30,10 +30,11 @@ def to_saelens(sae: SAE) -> "sae_lens.SAE[Any]":
     A hook_z SAE takes (…, heads, d_head) there, as SAELens wants it, and (…, d_in) here.
 
     Raises CannotConvert with what SAELens cannot express, before it is imported, and MissingExtra
-    when it is not installed or older than 6.
+    when it is not installed or older than 6; PartialSAE for an SAE that was loaded in part.
     """
     if not isinstance(sae, SAE):
         raise CannotConvert(f"SAELens holds SAEs of one layer, and this is a {type(sae).__name__}")
+    check_whole(sae, "to_saelens")
     facts, tensors = express(sae.cfg, {key: value.data for key, value in sae.named_parameters()})
     base = _saelens()
     name, device = facts["architecture"], str(sae.device)

@@ -28,12 +28,12 @@ from typing import Any
 
 from saezoo.entry import Entry
 from saezoo.errors import ConfigError, SaezooError
+from saezoo.fetched import Fetched
 from saezoo.files import sha256_of, write_folder
 from saezoo.formats import FORMATS, Weights, native
 from saezoo.formats._npz import find_data, read_header
 from saezoo.formats._stream import NAMES, byte_count, stream_safetensors
 from saezoo.formats._tensors import is_zip
-from saezoo.hub import Fetched
 from saezoo.transfer import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,8 @@ def read_kept(
     Raises what `read` raises, and ConfigError for a SAEZOO_KEPT_GB that is no number. A cache that
     cannot be written, or has no room, keeps nothing.
     """
-    place = _place(fetched, entry)
+    # the key has the code of saezoo's own readers in it, not that of another package's
+    place = _place(fetched, entry) if fetched.format in FORMATS else None
     if place is None or not (limit := kept_limit()):
         return read(fetched.path, entry)
     if found := _open(place):

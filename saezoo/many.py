@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from saezoo.entry import Entry
 from saezoo.errors import SaezooError
-from saezoo.hub import Fetched, fetch
+from saezoo.fetched import Fetched
+from saezoo.hub import fetch
 
 AT_ONCE = 4
 """SAEs that are fetched at the same time: more would make a host wait out its limits."""

@@ -16,10 +16,20 @@ from huggingface_hub import HfApi, constants
 from saezoo.entry import Entry
 from saezoo.errors import FetchError, FormatError, MissingFile, NoAccess, Offline
 from saezoo.files import sha256_of
-from saezoo.formats import FAMILIES, FORMATS, among, is_read, match_file, match_names, split_layer
+from saezoo.formats import (
+    FAMILIES,
+    FORMATS,
+    among,
+    format_of,
+    is_read,
+    match_file,
+    match_names,
+    split_layer,
+)
 from saezoo.hf import ask_hub, is_commit, refuse_bad_repo
 from saezoo.https import folder_of, join_url, refuse_plain_http, shown
-from saezoo.hub import fetch, is_one_file, layer_below, needed_files
+from saezoo.hub import fetch
+from saezoo.needed import is_one_file, layer_below, needed_files
 from saezoo.transfer import ask_again, refuse_unsafe_path, seconds_to_wait
 
 TIMEOUT = (10.0, 60.0)
@@ -186,8 +196,8 @@ class Hosts:
 
 def _choices(key: str) -> list[list[str]]:
     """What a folder may have, of the files of which it has one."""
-    one_of = FORMATS[key].one_of if is_read(key) else ()
-    return [[name] for name in one_of] or [[]]
+    one_of = format_of(key).one_of if is_read(key) else ()
+    return [[name] for name in one_of if "*" not in name] or [[]]
 
 
 def _wanted(

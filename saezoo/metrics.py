@@ -37,11 +37,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saezoo.errors import InputError
-from saezoo.sae import CHOOSING, CHUNK, SAE
+from saezoo.sae import CHOOSING, SAE
 from saezoo.sparse import SparseFeatures
 
 VERSION = 2
 """Of the definitions above; written beside every number that is published."""
+
+CHUNK = 2**25
+"""Dense features at a time: 128 MB of float32."""
 
 DENSE = 0.1
 """A feature that fires on a larger share of tokens is dense."""

@@ -7,16 +7,32 @@ feature-major (a contiguous row per feature), because every sparse operation gat
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saezoo.chunked import (
+    ACCELERATED,
+    Parts,
+    choose_group_max,
+    choose_of_all,
+    choose_top_k,
+    cut,
+    decode_kept,
+    decode_parts,
+    fill_parts,
+    pack_parts,
+    row_norms,
+    whole,
+)
 from saezoo.config import ConstantNorm, LayerNorm, SAEConfig, Scale
 from saezoo.custom import needs_class
-from saezoo.errors import ConfigError, FormatError, InputError
+from saezoo.errors import ConfigError, FormatError, PartialSAE
+from saezoo.inputs import check_features, check_input
+from saezoo.placing import MATRICES, DTypes, choose_dtypes, feature_rows, place
 from saezoo.sparse import (
     SparseFeatures,
     decode_dense,
@@ -24,8 +40,6 @@ from saezoo.sparse import (
     pack_active,
     pack_chosen,
     pack_places,
-    top_k,
-    top_of_all,
 )
 
 if TYPE_CHECKING:
@@ -33,18 +47,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MATRICES = ("W_enc_rows", "W_dec", "W_skip")
-"""Tensors that follow the dtype asked for; all others stay float32, because a 16-bit threshold
-flips features.
-"""
-
 CHOOSING = ("topk", "groupmax", "tensor_topk")
 """Architectures that choose a number of features, and so never need the dense ones."""
 
-CHUNK = 2**25
-"""Pre-activations computed at a time when no gradient is wanted: bounds memory at 128 MB
-float32.
-"""
+ALL = slice(None)
 
 
 class SAE(nn.Module):
@@ -65,19 +71,37 @@ class SAE(nn.Module):
     b_in: Tensor
     W_skip: Tensor
 
-    def __init__(self, cfg: SAEConfig, *, device: str | torch.device | None = None) -> None:
+    feature_ids: Tensor | None
+    """(n,) int64 where only some features were loaded: which ones, in their order. None: all."""
+    decoder_norms: Tensor | None
+    """Of an SAE without a decoder whose arithmetic needs its norms: those, (d_sae,)."""
+
+    def __init__(
+        self,
+        cfg: SAEConfig,
+        *,
+        device: str | torch.device | None = None,
+        feature_ids: Tensor | None = None,
+        encoder_only: bool = False,
+    ) -> None:
         super().__init__()
         if cfg.custom is not None:
             raise ConfigError(needs_class(cfg, "this SAE"))
-        self.cfg = cfg
+        self.cfg, self.encoder_only = cfg, encoder_only
         self.d_in, self.d_sae, self.d_out = cfg.d_in, cfg.d_sae, cfg.d_out or cfg.d_in
-        for name, shape in cfg.tensor_shapes().items():
-            self.register_parameter(
-                name, nn.Parameter(torch.zeros(shape, device=device), requires_grad=False)
-            )
+        if feature_ids is not None:
+            self.d_sae = len(feature_ids)
+        self.register_buffer("feature_ids", feature_ids, persistent=False)
+        self.register_buffer("decoder_norms", None, persistent=False)
+        for name, (first, *rest) in cfg.tensor_shapes().items():
+            if not (encoder_only and name in ("W_dec", "W_skip")):
+                rows = self.d_sae if _by_feature(name) else first
+                zeros = torch.zeros(rows, *rest, device=device)
+                self.register_parameter(name, nn.Parameter(zeros, requires_grad=False))
         self.folder: Path | None = None
         """Where its files lie, when it was loaded from files: what stands beside the weights."""
         self._told = False
+        self._computed: torch.dtype | None = None
         self.eval()
 
     @classmethod
@@ -96,8 +120,10 @@ class SAE(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that the products are computed in."""
-        return self.W_enc_rows.dtype
+        """The dtype that the products are computed in. Matrices may be kept in another: then they
+        are converted a part at a time.
+        """
+        return self._computed or self.W_enc_rows.dtype
 
     @property
     def device(self) -> torch.device:
@@ -106,7 +132,8 @@ class SAE(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Features of activations (…, d_in) as dense (…, d_sae)."""
-        self._check_input(x)
+        check_input(x, self.d_in, self.device)
+        self._check_choice()
         if self.cfg.architecture in CHOOSING:
             return self._encode_chosen(x).to_dense()
         return self._encode_dense(x)
@@ -114,40 +141,57 @@ class SAE(nn.Module):
     def encode_sparse(self, x: Tensor) -> SparseFeatures:
         """Features of activations (…, d_in) as the active ones only, strongest first, none left
         out.
+
+        Without a gradient some features are computed at a time: (…, d_sae) is never in memory.
         """
-        self._check_input(x)
+        check_input(x, self.d_in, self.device)
+        self._check_choice()
         if self.cfg.architecture in CHOOSING:
             return self._encode_chosen(x)
-        return pack_active(self._encode_dense(x))
+        if _wants_gradient(x):
+            return pack_active(self._encode_dense(x))
+        z, shape = self._inward(x.reshape(-1, self.d_in)), torch.Size((*x.shape[:-1], self.d_sae))
+        return pack_parts(self._features, z, self._parts(x), shape)
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """What features are decided by, dense (…, d_sae): W_enc times the normalised input, and
+        b_enc (not of gated, which has two biases), before any norm of the decoder.
+        """
+        check_input(x, self.d_in, self.device)
+        if _wants_gradient(x):
+            return self._pre(self._inward(x))
+        z, out = self._inward(x.reshape(-1, self.d_in)), self._empty(x, self.b_dec.dtype)
+        fill_parts(self._pre_of, z, self._parts(x), out)
+        return out.reshape(*x.shape[:-1], self.d_sae)
 
     def decode(self, features: Tensor | SparseFeatures, x: Tensor | None = None) -> Tensor:
         """Reconstruction (…, d_out) from dense or sparse features.
 
         An SAE that normalises every token, or has a skip connection, needs the activations `x` for
         its complete output: without them the reconstruction is in normalised units and without the
-        skip. `forward(x)` is the whole.
+        skip. `forward(x)` is the whole. Of some features loaded alone: what these add, and b_dec.
         """
-        self._check_features(features)
-        self._contiguous_decoder()
+        check_features(features, self.d_sae, self.device)
+        self._check_decoder("decode")
         values = features.values if isinstance(features, SparseFeatures) else features
         if self.cfg.decoder_norm == "scale":
             features = _times(features, self._decoder_norms().reciprocal())
-        decode = decode_sparse if isinstance(features, SparseFeatures) else decode_dense
-        out = decode(features, self.W_dec) + self.b_dec  # type: ignore[arg-type]
-        if isinstance(self.cfg.input_norm, Scale):
-            out = out / self.cfg.input_norm.factor
-        if x is None:
-            self._tell_incomplete()
-            return out.to(values.dtype)
-        self._check_input(x)
-        return self._complete(out, x).to(x.dtype)
+        if self.W_dec.dtype != self.dtype:
+            out = decode_kept(features, self.W_dec, self.dtype)
+        else:
+            self._contiguous_decoder()
+            decode = decode_sparse if isinstance(features, SparseFeatures) else decode_dense
+            out = decode(features, self.W_dec)  # type: ignore[arg-type]
+        if x is not None:
+            check_input(x, self.d_in, self.device)
+        return self._finish(out, x).to(values.dtype if x is None else x.dtype)
 
     def decode_change(self, features: Tensor, change: Tensor, x: Tensor) -> Tensor:
         """decode(f + change, x) - decode(f, x) for the same x, whatever f: what `change` (…, n) of
         the n features called `features` adds to the reconstruction (…, d_out), in the compute dtype
         or float32 if that is wider. Exactly zero where change is.
         """
-        self._check_input(x)
+        check_input(x, self.d_in, self.device)
         rows = self.W_dec[features].to(self.b_dec.dtype)
         if self.cfg.decoder_norm == "scale":
             rows = rows / rows.norm(dim=1, keepdim=True)
@@ -166,77 +210,104 @@ class SAE(nn.Module):
         """The complete reconstruction (…, d_out) of (…, d_in): normalisation undone, skip added, in
         x's dtype.
         """
-        self._check_input(x)
+        check_input(x, self.d_in, self.device)
+        self._check_decoder("forward")
+        if self.feature_ids is not None:
+            raise PartialSAE(
+                f"forward needs all {self.cfg.d_sae:,} features, and {self.d_sae:,} were loaded; "
+                "sae.decode(sae.encode(x), x) is what these alone give"
+            )
         if self.cfg.architecture in CHOOSING:
             return self.decode(self._encode_chosen(x), x)
-        return self.decode(self._encode_dense(x), x)
+        parts = self._parts(x)
+        if parts.one:
+            return self.decode(self._encode_dense(x), x)
+        z = self._inward(x.reshape(-1, self.d_in))
+        wide = torch.promote_types(self.dtype, torch.float32)
+        out = torch.zeros(len(z), self.d_out, dtype=wide, device=z.device)
+        decode_parts(self._features, self._decoder, z, parts, out)
+        return self._finish(out.reshape(*x.shape[:-1], self.d_out), x).to(x.dtype)
+
+    def _parts(self, x: Tensor) -> Parts:
+        """How a call is cut: not at all where a gradient is wanted."""
+        tokens = x.numel() // self.d_in
+        if _wants_gradient(x):
+            return whole(tokens, self.d_sae)
+        group = self.d_sae // (self.cfg.k or 1) if self.cfg.architecture == "groupmax" else 1
+        times = 1 if self.device.type == "cpu" else ACCELERATED
+        return cut(tokens, self.d_sae, max(self.d_in, self.d_out), group, times)
 
     def _encode_dense(self, x: Tensor) -> Tensor:
-        cfg, pre = self.cfg, self._pre(self._inward(x))
-        if cfg.architecture == "gated":
-            on = pre + self.b_gate > 0
-            features = on * F.relu(pre * self.r_mag.exp() + self.b_mag)
-        else:
-            norms = self._decoder_norms() if cfg.decoder_norm != "none" else None
+        parts = self._parts(x)
+        if len(parts.features) == 1:
+            return self._features(ALL)(self._inward(x))
+        z, out = self._inward(x.reshape(-1, self.d_in)), self._empty(x, self.dtype)
+        fill_parts(self._features, z, parts, out)
+        return out.reshape(*x.shape[:-1], self.d_sae)
+
+    def _empty(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Room for (tokens, d_sae)."""
+        return torch.empty(x.numel() // self.d_in, self.d_sae, dtype=dtype, device=x.device)
+
+    def _features(self, part: slice) -> Callable[[Tensor], Tensor]:
+        """relu, jumprelu, gated: what makes dense features (…, n) of z, for some features."""
+        cfg, pre_of = self.cfg, self._pre_of(part)
+        norms = self._decoder_norms(part) if cfg.decoder_norm != "none" else None
+
+        def gated(z: Tensor) -> Tensor:
+            pre = pre_of(z)
+            magnitude = F.relu(pre * self.r_mag[part].exp() + self.b_mag[part])
+            return ((pre + self.b_gate[part] > 0) * magnitude).to(self.dtype)
+
+        def others(z: Tensor) -> Tensor:
+            pre = pre_of(z)
             pre = pre if norms is None else pre * norms
             features = F.relu(pre) if cfg.relu_after else pre
             if cfg.architecture == "jumprelu":
-                features = features * (pre > self.threshold)
-            features = (
-                features / norms if cfg.decoder_norm == "rank" and norms is not None else features
-            )
-        return features.to(self.dtype)
+                features = features * (pre > self.threshold[part])
+            if cfg.decoder_norm == "rank" and norms is not None:
+                features = features / norms
+            return features.to(self.dtype)
+
+        return gated if cfg.architecture == "gated" else others
 
     def _encode_chosen(self, x: Tensor) -> SparseFeatures:
-        """Those of CHOOSING, some tokens at a time when no gradient is wanted."""
-        flat = x.reshape(-1, self.d_in)
-        rows = max(1, CHUNK // self.d_sae)
-        whole = torch.is_grad_enabled() and x.requires_grad or flat.shape[0] <= rows
-        pieces = (flat,) if whole else flat.split(rows)
-        if self.cfg.architecture == "tensor_topk":
-            return self._choose_of_all(pieces, torch.Size((*x.shape[:-1], self.d_sae)))
-        parts = [self._choose(piece) for piece in pieces]
-        values, indices = (torch.cat(column) for column in zip(*parts, strict=True))
-        shape = (*x.shape[:-1], values.shape[-1])
-        in_order = (
-            self.cfg.architecture == "topk"
-            and self.cfg.relu_after
-            and self.cfg.decoder_norm != "rank"
-        )
-        return pack_chosen(
-            values.reshape(shape), indices.reshape(shape), self.d_sae, in_order=in_order
-        )
-
-    def _choose(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Values and indices (tokens, k) of the features that are on."""
-        cfg, pre = self.cfg, self._pre(self._inward(x))
+        """Those of CHOOSING."""
+        cfg, z, parts = self.cfg, self._inward(x.reshape(-1, self.d_in)), self._parts(x)
         assert cfg.k is not None
-        norms = self._decoder_norms() if cfg.decoder_norm != "none" else None
-        pre = pre if norms is None else pre * norms
+        if cfg.architecture == "tensor_topk":
+            values, places = choose_of_all(self._scores, z, parts, self.d_sae, cfg.k * len(z))
+            if cfg.decoder_norm == "rank":
+                values = values / self._decoder_norms()[places % self.d_sae]
+            shape = torch.Size((*x.shape[:-1], self.d_sae))
+            return pack_places(values.to(self.dtype), places, shape)
         if cfg.architecture == "groupmax":
-            size = self.d_sae // cfg.k
-            groups = F.relu(pre) if cfg.relu_after else pre
-            values, within = groups.unflatten(-1, (cfg.k, size)).max(-1)
-            indices = within + torch.arange(0, self.d_sae, size, device=x.device)
+            values, indices = choose_group_max(self._scores, z, parts, self.d_sae, cfg.k)
         else:
-            keys = pre.detach()
-            indices = top_k(keys.abs() if cfg.signed else keys, cfg.k)
-            values = pre.gather(-1, indices)
-            values = F.relu(values) if cfg.relu_after else values
-        if cfg.decoder_norm == "rank" and norms is not None:
-            values = values / norms[indices]
-        return values.to(self.dtype), indices
+            values, indices = choose_top_k(self._scores, z, parts, cfg.k)
+        values = F.relu(values) if cfg.relu_after else values
+        if cfg.decoder_norm == "rank":
+            values = values / self._decoder_norms()[indices]
+        lead = x.shape[:-1]
+        in_order = cfg.architecture == "topk" and cfg.relu_after and cfg.decoder_norm != "rank"
+        return pack_chosen(
+            values.to(self.dtype).reshape(*lead, values.shape[-1]),
+            indices.reshape(*lead, values.shape[-1]),
+            self.d_sae,
+            in_order=in_order,
+        )
 
-    def _choose_of_all(self, pieces: Sequence[Tensor], shape: torch.Size) -> SparseFeatures:
-        """tensor_topk: of all tokens' pre-activations together the k * tokens largest."""
-        assert self.cfg.k is not None
-        norms = self._decoder_norms() if self.cfg.decoder_norm != "none" else None
-        pres = (self._pre(self._inward(piece)) for piece in pieces)
-        scaled = pres if norms is None else (pre * norms for pre in pres)
-        values, places = top_of_all(scaled, self.cfg.k * shape[:-1].numel())
-        if self.cfg.decoder_norm == "rank" and norms is not None:
-            values = values / norms[places % self.d_sae]
-        return pack_places(values.to(self.dtype), places, shape)
+    def _scores(self, part: slice) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Of CHOOSING: what makes keys to choose by, and values, (tokens, n) of z."""
+        pre_of = self._pre_of(part)
+        norms = self._decoder_norms(part) if self.cfg.decoder_norm != "none" else None
+
+        def scores(z: Tensor) -> tuple[Tensor, Tensor]:
+            pre = pre_of(z)
+            pre = pre if norms is None else pre * norms
+            return pre.detach().abs() if self.cfg.signed else pre, pre
+
+        return scores
 
     def _inward(self, x: Tensor) -> Tensor:
         """x as the encoder wants it: normalised, biases subtracted, in the compute dtype."""
@@ -255,6 +326,16 @@ class SAE(nn.Module):
             z = z - self.b_in
         return z.to(self.dtype)
 
+    def _finish(self, out: Tensor, x: Tensor | None) -> Tensor:
+        """Of features times decoder rows, the reconstruction; complete if x is given."""
+        out = out + self.b_dec
+        if isinstance(self.cfg.input_norm, Scale):
+            out = out / self.cfg.input_norm.factor
+        if x is None:
+            self._tell_incomplete()
+            return out
+        return self._complete(out, x)
+
     def _complete(self, out: Tensor, x: Tensor) -> Tensor:
         """Undo a per-token normalisation and add the skip."""
         z = x.to(out.dtype)
@@ -264,19 +345,36 @@ class SAE(nn.Module):
             case ConstantNorm():
                 out = out * (z.norm(dim=-1, keepdim=True) / self.d_in**0.5)
         if self.cfg.skip:
-            out = out + x.to(self.dtype) @ self.W_skip
+            out = out + x.to(self.dtype) @ self.W_skip.to(self.dtype)
         return out
 
     def _pre(self, z: Tensor) -> Tensor:
         """Pre-activations (…, d_sae), the bias added in float32."""
-        if self.cfg.architecture == "gated":
-            return F.linear(z, self.W_enc_rows).to(self.b_gate.dtype)
-        if self.b_enc.dtype == self.dtype:
-            return F.linear(z, self.W_enc_rows, self.b_enc)
-        return F.linear(z, self.W_enc_rows).to(self.b_enc.dtype) + self.b_enc
+        return self._pre_of(ALL)(z)
 
-    def _decoder_norms(self) -> Tensor:
-        return torch.linalg.vector_norm(self.W_dec, dim=1, dtype=self.b_dec.dtype)
+    def _pre_of(self, part: slice) -> Callable[[Tensor], Tensor]:
+        """What makes pre-activations (…, n) of z, for some features, whose weights are converted
+        here where they are kept in another dtype.
+        """
+        rows = self.W_enc_rows[part].to(self.dtype)
+        if self.cfg.architecture == "gated":
+            return lambda z: F.linear(z, rows).to(self.b_dec.dtype)
+        bias = self.b_enc[part]
+        if bias.dtype == rows.dtype:
+            return lambda z: F.linear(z, rows, bias)
+        return lambda z: F.linear(z, rows).to(bias.dtype) + bias
+
+    def _decoder(self, part: slice) -> Tensor:
+        """Some decoder rows as features are multiplied with: over their norms where those scale."""
+        rows = self.W_dec[part].to(self.dtype)
+        if self.cfg.decoder_norm != "scale":
+            return rows
+        return (rows / self._decoder_norms(part).unsqueeze(1)).to(self.dtype)
+
+    def _decoder_norms(self, part: slice = ALL) -> Tensor:
+        if self.decoder_norms is not None:
+            return self.decoder_norms[part]
+        return row_norms(self.W_dec[part], self.b_dec.dtype)
 
     def _contiguous_decoder(self) -> None:
         # gathering rows of a strided W_dec would copy the whole matrix at each call; so it is
@@ -289,44 +387,23 @@ class SAE(nn.Module):
 
     def _is_tied(self) -> bool:
         """Whether both matrices are one in memory, as they are of a file that has one for both."""
+        if self.encoder_only or self.W_dec.is_meta:
+            return False
         a, b = self.W_dec, self.W_enc_rows
-        return not a.is_meta and (a.data_ptr(), a.stride()) == (b.data_ptr(), b.stride())
+        return (a.data_ptr(), a.stride(), a.dtype) == (b.data_ptr(), b.stride(), b.dtype)
 
-    def _check_input(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor):
-            raise InputError(f"expected a tensor (…, {self.d_in}), got {type(x).__name__}")
-        if not x.is_floating_point():
-            raise InputError(
-                f"expected activations of a float dtype (…, {self.d_in}), got {x.dtype}"
-            )
-        if x.shape[-1:] != (self.d_in,):
-            heads = x.dim() > 1 and x.shape[-1] * x.shape[-2] == self.d_in
-            hint = "; these look like (…, heads, d_head): use x.flatten(-2)" if heads else ""
-            raise InputError(f"expected activations (…, {self.d_in}), got {tuple(x.shape)}{hint}")
-        if x.device != self.device:
-            raise InputError(
-                f"the SAE is on {self.device}, the activations are on {x.device}: use .to(…)"
+    def _check_choice(self) -> None:
+        """Raise PartialSAE where the features that are on depend on others that are not here."""
+        if self.feature_ids is not None and self.cfg.architecture in CHOOSING:
+            raise PartialSAE(
+                f"which features are on is chosen among all {self.cfg.d_sae:,} "
+                f"({self.cfg.architecture}, k={self.cfg.k}), and {self.d_sae:,} were loaded; "
+                "sae.pre_activations(x) is what can be said of these"
             )
 
-    def _check_features(self, features: Tensor | SparseFeatures) -> None:
-        if isinstance(features, SparseFeatures):
-            values, width = features.values, features.d_sae
-        elif isinstance(features, Tensor):
-            values, width = features, features.shape[-1] if features.dim() else 0
-        else:
-            raise InputError(
-                f"expected features as a tensor or SparseFeatures, got {type(features).__name__}"
-            )
-        if width != self.d_sae:
-            raise InputError(f"expected features (…, {self.d_sae}), got {width} of them")
-        if not values.is_floating_point():
-            raise InputError(
-                f"expected features of a float dtype (…, {self.d_sae}), got {values.dtype}"
-            )
-        if values.device != self.device:
-            raise InputError(
-                f"the SAE is on {self.device}, the features are on {values.device}: use .to(…)"
-            )
+    def _check_decoder(self, what: str) -> None:
+        if self.encoder_only:
+            raise PartialSAE(f"{what} needs the decoder, and encoder_only=True left it out")
 
     def _tell_incomplete(self) -> None:
         per_token = isinstance(self.cfg.input_norm, LayerNorm | ConstantNorm)
@@ -344,19 +421,33 @@ class SAE(nn.Module):
         """`.to`, `.half`, `.bfloat16` …: thresholds and biases move, but never go below float32;
         tied matrices stay one.
         """
-        tied = self._is_tied()
-        if tied:
+        if tied := self._is_tied():
             self.W_dec.data = self.W_dec.data.new_empty(0)
         before = {
             name: value.data for name, value in self.named_parameters() if name not in MATRICES
         }
+        if self.decoder_norms is not None:
+            before["decoder_norms"] = self.decoder_norms
+        dtype = self.W_enc_rows.dtype
         super()._apply(fn, recurse)
-        for name, value in self.named_parameters():
-            if name in before and value.dtype in (torch.float16, torch.bfloat16):
+        for name in before:
+            value = getattr(self, name)
+            if value.dtype in (torch.float16, torch.bfloat16):
                 value.data = before[name].to(device=value.device)
         if tied:
             self.W_dec.data = self.W_enc_rows.data
+        if self.W_enc_rows.dtype != dtype:
+            self._computed = None  # a dtype that is asked for is that of the products too
         return self
+
+    def __getattr__(self, name: str) -> Any:
+        """Parameters and buffers; of an SAE without a decoder, that it was left out."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in ("W_dec", "W_skip") and self.__dict__.get("encoder_only"):
+                raise AttributeError(f"there is no {name}: encoder_only=True left it out") from None
+            raise
 
     def extra_repr(self) -> str:
         """What a person wants to see of an SAE in one line."""
@@ -364,8 +455,11 @@ class SAE(nn.Module):
         site = f", site={cfg.site.module or cfg.site.hook_name}" if cfg.site else ""
         k = f", k={cfg.k}" if cfg.k else ""
         wide = f", d_out={self.d_out}" if self.d_out != self.d_in else ""
+        some = f" of {cfg.d_sae}" if self.feature_ids is not None else ""
+        less = ", encoder only" if self.encoder_only else ""
         return (
-            f"{cfg.architecture}, d_in={self.d_in}, d_sae={self.d_sae}{wide}{k}, {self.dtype}{site}"
+            f"{cfg.architecture}, d_in={self.d_in}, d_sae={self.d_sae}{some}{wide}{k}, {self.dtype}"
+            f"{less}{site}"
         )
 
 
@@ -377,39 +471,70 @@ def _times(features: Tensor | SparseFeatures, factors: Tensor) -> Tensor | Spars
     return features * factors
 
 
+def check_whole(sae: SAE, what: str) -> None:
+    """Raise PartialSAE unless every feature is there, with its decoder. what: needs it."""
+    if sae.encoder_only or sae.feature_ids is not None:
+        raise PartialSAE(f"{what} needs the whole SAE, and this was loaded in part: load it anew")
+
+
+def _by_feature(name: str) -> bool:
+    """Whether a tensor has a row for each feature."""
+    return name not in ("b_dec", "b_in", "W_skip")
+
+
+def _wants_gradient(x: Tensor) -> bool:
+    return torch.is_grad_enabled() and x.requires_grad
+
+
 def build_sae(
     cfg: SAEConfig,
-    tensors: Mapping[str, Tensor],
+    tensors: MutableMapping[str, Tensor] | Mapping[str, Tensor],
     *,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: DTypes = None,
     where: str = "these tensors",
+    features: Iterable[int] | Tensor | None = None,
+    encoder_only: bool = False,
+    consume: bool = False,
 ) -> SAE:
     """The module over these tensors, frozen and in eval mode; nothing is copied that need not be.
 
-    dtype=None keeps the stored dtype, except that 16-bit weights become float32 on a CPU, whose
-    16-bit products are slow. Raises FormatError when tensors are missing, unknown, of the wrong
-    shape or not floating point, ConfigError for architecture custom.
+    dtype, features, encoder_only: see `load_sae`. consume: each tensor is taken out of `tensors` as
+    it is placed, so that one that had to be converted is freed.
+
+    Raises FormatError when tensors are missing, unknown, of the wrong shape or not floating point,
+    InputError for features or dtypes that there are not, ConfigError for architecture custom.
     """
     if cfg.custom is not None:
         raise ConfigError(needs_class(cfg, where))
     check_tensors(cfg, tensors, where)
     device = torch.device(device)
-    stored = tensors["W_enc_rows"].dtype
-    for name in MATRICES:
-        if name in tensors:
-            stored = torch.promote_types(stored, tensors[name].dtype)
-    if dtype is None:
-        dtype = torch.float32 if device.type == "cpu" and stored.itemsize < 4 else stored
-    small = torch.promote_types(dtype, torch.float32)
-    state = {
-        name: value.to(device=device, dtype=dtype if name in MATRICES else small)
-        for name, value in tensors.items()
-        if name != "W_dec" or value is not tensors["W_enc_rows"]
-    }
-    state.setdefault("W_dec", state["W_enc_rows"])
-    sae = SAE(cfg, device="meta")
+    rows = None if features is None else feature_rows(features, cfg.d_sae)
+    sae = SAE(cfg, device="meta", feature_ids=rows, encoder_only=encoder_only)
+    names = [name for name, _ in sae.named_parameters()]
+    matrices = {name: tensors[name].dtype for name in MATRICES if name in tensors}
+    numbers = sum(getattr(sae, name).numel() for name in names if name in matrices)
+    kept, computed = choose_dtypes(matrices, numbers, device, dtype)
+    small = torch.promote_types(computed, torch.float32)
+    if encoder_only and cfg.decoder_norm != "none":
+        # of the decoder as it would be kept
+        some = tensors["W_dec"] if rows is None else tensors["W_dec"][rows]
+        sae.decoder_norms = row_norms(some, small, kept["W_dec"]).to(device)
+    tied = not encoder_only and tensors["W_dec"] is tensors["W_enc_rows"]
+    tied = tied and kept["W_dec"] == kept["W_enc_rows"]
+    state = {}
+    for name in names:
+        if not (tied and name == "W_dec"):
+            wanted = rows if _by_feature(name) else None
+            state[name] = place(tensors[name], device, kept.get(name, small), wanted)
+        if consume and isinstance(tensors, MutableMapping):
+            del tensors[name]
+    if tied:
+        state["W_dec"] = state["W_enc_rows"]
     sae.load_state_dict(state, assign=True, strict=True)
+    if rows is not None:
+        sae.feature_ids = rows.to(device)
+    sae._computed = None if computed == sae.W_enc_rows.dtype else computed
     return sae.requires_grad_(False).eval()
 
 

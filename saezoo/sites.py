@@ -139,8 +139,27 @@ def find_place(model: nn.Module, site: Site) -> Place:
                 "rms_gain": told.rms_gain if site.rms_gain is None else site.rms_gain,
             }
         )
+    ambiguous = (site.hook_name or "").endswith(".hook_mlp_in")
+    if ambiguous and (site.module is None or is_lens(model)):
+        site = _after_the_norm(model, site)
     place = _lens_place(model, site) if is_lens(model) else _module_place(model, site)
     return replace(place, centred=bool(site.centred))
+
+
+def _after_the_norm(model: nn.Module, site: Site) -> Site:
+    """A site called hook_mlp_in, which TransformerLens has before the norm: where the site says
+    that a norm's gain is in or out it is after it, as others use the name. Raises CaptureError for
+    a plain model, where neither is certain.
+    """
+    if site.rms_gain is not None:
+        return site.model_copy(update={"hook_name": None})
+    if is_lens(model):
+        return site
+    raise CaptureError(
+        f"{site.hook_name} is before the norm in TransformerLens, and others use the name for "
+        "after it: give rms_gain, or name the module: "
+        "Site(module='model.layers.15.mlp', side='input')"
+    )
 
 
 def find_module(model: nn.Module, path: str) -> nn.Module:

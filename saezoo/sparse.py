@@ -2,7 +2,6 @@
 reconstruction.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,13 @@ from torch import Tensor
 
 GROUP = 32
 """Latents a group in the two-level top-k."""
+
+TIES = 2**22
+"""Keys that are looked through at a time where equal ones must be told apart by index."""
+
+DENSE = 2**26
+"""Numbers that are made dense at a time where features are not sparse enough to decode row by row.
+"""
 
 SPARSE_BELOW = 1 / 24
 """Decode row by row where fewer than this share of features is on; above it a dense product is
@@ -46,20 +52,41 @@ class SparseFeatures:
 
 
 def top_k(keys: Tensor, k: int) -> Tensor:
-    """Indices (…, k) of the k largest keys of (…, n), largest first. Exact; among equal keys any
-    may be chosen.
+    """Indices (…, k) of the k largest keys of (…, n), largest first; of equal keys the lower
+    indices, and those first. Exact.
 
     The k groups with the largest maxima hold all of the k largest elements, so most of the row is
-    read once.
+    read once. One more than k is looked for: whether the last two are equal says whether indices
+    decide.
     """
     n = keys.shape[-1]
+    more = min(k + 1, n)
     if keys.device.type != "cpu" or n % GROUP or n // GROUP < 4 * k:
-        return keys.topk(k, dim=-1).indices
-    grouped = keys.unflatten(-1, (n // GROUP, GROUP))
-    groups = grouped.amax(-1).topk(k, dim=-1, sorted=False).indices
-    candidates = grouped.gather(-2, groups.unsqueeze(-1).expand(*groups.shape, GROUP)).flatten(-2)
-    best = candidates.topk(k, dim=-1).indices
-    return groups.gather(-1, best // GROUP) * GROUP + best % GROUP
+        best, indices = keys.topk(more, dim=-1)
+    else:
+        grouped = keys.unflatten(-1, (n // GROUP, GROUP))
+        groups = grouped.amax(-1).topk(more, dim=-1, sorted=False).indices
+        places = groups.unsqueeze(-1).expand(*groups.shape, GROUP)
+        best, within = grouped.gather(-2, places).flatten(-2).topk(more, dim=-1)
+        indices = groups.gather(-1, within // GROUP) * GROUP + within % GROUP
+    indices = indices[..., :k].contiguous()
+    equal = (best[..., 1:] == best[..., :-1]).any(-1)
+    if bool(equal.any()):
+        flat, chosen, last = keys.reshape(-1, n), indices.view(-1, k), best[..., k - 1].reshape(-1)
+        for rows in equal.reshape(-1).nonzero().squeeze(-1).split(max(1, TIES // n)):
+            chosen[rows] = _lower_first(flat[rows], last[rows].unsqueeze(-1), k)
+    return indices
+
+
+def _lower_first(keys: Tensor, last: Tensor, k: int) -> Tensor:
+    """Indices of the k largest of keys (rows, n), of which `last` (rows, 1) is the smallest."""
+    above = ~(keys <= last)  # NaN is the largest, as it is to torch.topk
+    equal = keys == last
+    left = k - above.sum(-1, keepdim=True)
+    chosen = above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= left))
+    indices = chosen.nonzero()[:, 1].view(-1, k)
+    order = keys.gather(-1, indices).argsort(dim=-1, descending=True, stable=True)
+    return indices.gather(-1, order)
 
 
 def pack_chosen(
@@ -74,31 +101,6 @@ def pack_chosen(
         values, indices = values.gather(-1, order), indices.gather(-1, order)
     used = values != 0
     return SparseFeatures(values, indices.masked_fill(~used, 0), used.sum(-1), d_sae)
-
-
-def top_of_all(parts: Iterable[Tensor], count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest positive numbers of (tokens, n) that comes in parts of some tokens each.
-    Returns (values, places), the places counted through the whole row by row, ascending.
-
-    Among equal numbers the first places win, so how the tokens are parted changes nothing. NaN
-    counts as largest, as in torch.topk. Memory: a part, and what is kept of all.
-    """
-    values, places = torch.empty(0), torch.empty(0, dtype=torch.int64)
-    start, floor = 0, 0.0
-    for part in parts:
-        flat, keys = part.reshape(-1), part.detach().reshape(-1)
-        above = ~(keys <= floor)
-        if int(above.count_nonzero()) > count > 0:
-            above &= ~(keys < keys.topk(count, sorted=False).values.min())
-        found = above.nonzero().squeeze(-1)
-        values = torch.cat([values.to(flat), flat[found]])
-        places = torch.cat([places.to(found), found + start])
-        start += flat.numel()
-        if len(values) >= count > 0:
-            best = values.detach().argsort(descending=True, stable=True)[:count].sort().values
-            values, places = values[best], places[best]
-            floor = float(values.detach().min())
-    return values, places
 
 
 def pack_active(dense: Tensor) -> SparseFeatures:
@@ -138,7 +140,7 @@ def decode_sparse(features: SparseFeatures, W_dec: Tensor) -> Tensor:
             *features.values.shape[:-1], W_dec.shape[1], dtype=W_dec.dtype
         )
     if k_max >= features.d_sae * SPARSE_BELOW:
-        return features.to_dense().to(W_dec.dtype) @ W_dec
+        return _decode_tiles(features, W_dec)
     flat = F.embedding_bag(
         features.indices.reshape(-1, k_max),
         W_dec,
@@ -146,6 +148,20 @@ def decode_sparse(features: SparseFeatures, W_dec: Tensor) -> Tensor:
         per_sample_weights=features.values.reshape(-1, k_max).to(W_dec.dtype),
     )
     return flat.reshape(*features.values.shape[:-1], W_dec.shape[1])
+
+
+def _decode_tiles(features: SparseFeatures, W_dec: Tensor) -> Tensor:
+    """Through dense features, of some tokens at a time."""
+    k_max, tile = features.values.shape[-1], max(1, DENSE // features.d_sae)
+    values, indices = (
+        column.reshape(-1, k_max).split(tile) for column in (features.values, features.indices)
+    )
+    out = [
+        some.new_zeros(len(some), features.d_sae).scatter_add(-1, index, some).to(W_dec.dtype)
+        @ W_dec
+        for some, index in zip(values, indices, strict=True)
+    ]
+    return torch.cat(out).reshape(*features.values.shape[:-1], W_dec.shape[1])
 
 
 def decode_dense(features: Tensor, W_dec: Tensor) -> Tensor:

@@ -174,7 +174,9 @@ def _amounts(
         raise InputError(f"how={how!r} needs amounts: {{feature: amount}}")
     if not amounts:
         raise InputError("no feature is given")
-    for feature in amounts:
+    for feature, amount in amounts.items():
+        if not isinstance(amount, int | float | Tensor) or _has_nan(amount):
+            raise InputError(f"the amount of feature {feature} is {amount!r}, not a number")
         if isinstance(feature, bool) or not isinstance(feature, int):
             raise InputError(f"feature {feature!r} is not a whole number")
         if not 0 <= feature < sae.d_sae:
@@ -193,6 +195,10 @@ def _amounts(
                 "activation: give unit='raw'"
             )
     return {feature: amount * float(largest[feature]) for feature, amount in amounts.items()}
+
+
+def _has_nan(amount: float | Tensor) -> bool:
+    return bool(torch.as_tensor(amount).isnan().any())
 
 
 def _wanted(positions: slice | Sequence[int] | None, sae: SAE) -> slice | Tensor:

@@ -13,8 +13,8 @@ from saezoo.errors import BadName, FetchError, FormatError, MissingFile, Offline
 from saezoo.files import registry_folder
 from saezoo.fill import fill_file
 from saezoo.hf import is_commit
-from saezoo.hub import stated_hash
 from saezoo.metadata import Hosts, Seen
+from saezoo.needed import stated_hash
 from saezoo.registry import Release, expand, read_release, release_names
 from saezoo.transfer import offline_wanted
 

@@ -1,6 +1,7 @@
 """Write the docs that the program itself knows, or with --check fail when they are not current.
 
 docs/cli.md            what every command prints with --help
+docs/formats.md        every format, and which of them can be turned into which
 docs/zoo.md            every release, and registry/known_of.md
 registry/index.json.gz all registered SAEs, for listing
 README.md, <!-- benchmarks -->   the table of benchmarks/results
@@ -130,6 +131,13 @@ def _link(source: str) -> str:
     return f"<{source}>" if source.startswith("https://") else source.partition("/")[0]
 
 
+def formats_page() -> str:
+    """docs/formats.md."""
+    from scripts.formats_page import formats_page
+
+    return formats_page()
+
+
 def index_file() -> bytes:
     """registry/index.json.gz."""
     from saezoo.index import make_index, to_bytes
@@ -139,6 +147,7 @@ def index_file() -> bytes:
 
 PAGES: dict[str, Callable[[], str | bytes]] = {
     "docs/cli.md": cli_page,
+    "docs/formats.md": formats_page,
     "docs/zoo.md": zoo_page,
     "registry/index.json.gz": index_file,
     "README.md": readme,

@@ -6,12 +6,18 @@ from transformers import (
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -48,9 +54,19 @@ HOSTS = {
 """Name -> model, config, sizes, where its layers are."""
 
 
+MORE = {
+    "mistral": (MistralForCausalLM, MistralConfig, GROUPED),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, GROUPED),
+    "gemma": (GemmaForCausalLM, GemmaConfig, WIDE),
+}
+"""Further architectures whose layers are as those of Llama."""
+
+
 def make_host(name, seed=0):
-    """One of HOSTS in eval mode, every weight random: no norm's gain is one, no bias zero."""
-    model_class, config_class, sizes, _ = HOSTS[name]
+    """One of HOSTS or MORE in eval mode, every weight random: no norm's gain is one, no bias
+    zero.
+    """
+    model_class, config_class, sizes = (HOSTS | MORE)[name][:3]
     model = model_class(config_class(**sizes)).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

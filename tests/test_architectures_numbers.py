@@ -104,6 +104,7 @@ def test_batchtopk():
     cfg, tensors = model.to_native({})
     assert cfg.architecture == "jumprelu"
     assert tensors["threshold"].tolist() == pytest.approx([2.85] * 3)
+    assert {"threshold", "smallest", "silent"} <= model.state_dict().keys()
 
 
 def test_matryoshka():

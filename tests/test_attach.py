@@ -15,7 +15,7 @@ from saezoo.numerics import close
 from saezoo.sae import build_sae
 from saezoo.sites import find_module
 from saezoo.sparse import SparseFeatures
-from tests.hosts import HOSTS, D, make_host, make_ids
+from tests.hosts import HOSTS, MORE, D, make_host, make_ids
 
 N = 24
 ARCHITECTURES = {
@@ -182,9 +182,40 @@ def test_layer_and_point_name_the_tensors_of_the_residual_stream(host):
         product = find_module(model, places["after z"])(got("attn_z"))
         attention = capture(model, Site(module=places["attn"]), ids)
     assert torch.equal(product, attention)
-    assert torch.equal(capture(model, Site(point="embed"), ids), states[0]) or "gpt2" in places[
-        "stack"
-    ].replace("transformer", "gpt2")
+    # of GPT-2, the embeddings of tokens alone, as TransformerLens' hook_embed has them
+    embedded = states[0] - (
+        model.transformer.wpe.weight[:9] if "GPT2" in type(model).__name__ else 0
+    )
+    assert close(capture(model, Site(point="embed"), ids), embedded)
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_so_do_they_in_the_other_architectures_that_are_known(name):
+    model, ids = make_host(name), make_ids()
+
+    def got(point, **more):
+        return capture(model, Site(layer=1, point=point, **more), ids)
+
+    assert close(got("resid_pre") + got("attn_out"), got("resid_mid"))
+    assert close(got("resid_mid") + got("mlp_out"), got("resid_post"))
+    layer = model.model.layers[1]
+    with torch.no_grad():
+        assert close(layer.self_attn.o_proj(got("attn_z")), got("attn_out"))
+        assert close(layer.mlp.down_proj(got("mlp_act")), got("mlp_out"))
+    gain = layer.post_attention_layernorm.weight + (name == "gemma")
+    assert close(got("mlp_in", rms_gain=False) * gain, got("mlp_in"))
+    states = model(ids, output_hidden_states=True).hidden_states
+    assert torch.equal(capture(model, Site(point="embed"), ids), states[0])
+
+
+def test_hook_mlp_in_alone_is_refused_since_it_is_used_for_two_tensors(llama):
+    ids, hook = make_ids(), "blocks.1.hook_mlp_in"
+    with pytest.raises(CaptureError, match="before the norm in TransformerLens"):
+        capture(llama, Site(hook_name=hook), ids)
+    for rms_gain in (True, False):
+        plain = Site(layer=1, point="mlp_in", rms_gain=rms_gain)
+        named = Site(hook_name=hook, rms_gain=rms_gain)
+        assert torch.equal(capture(llama, named, ids), capture(llama, plain, ids))
 
 
 def test_a_norm_without_its_gain_is_computed_and_the_gain_put_back(host):
@@ -296,14 +327,17 @@ def test_gradient_checkpointing_computes_a_layer_again_without_counting_it_again
 def test_observing_changes_no_bit_and_keeps_of_topk_only_what_is_on(host):
     model, stack = host
     ids = make_ids()
-    sae = make_sae(ARCHITECTURES["topk"], site={"module": f"{stack}.1"})
+    # a width that no other test has, so that a dense tensor of it is known anywhere
+    sae = make_sae(ARCHITECTURES["topk"] | {"d_sae": 29}, site={"module": f"{stack}.1"})
     clean = model(ids).logits
     with torch.no_grad(), attach(model, sae, "observe") as run:
         assert torch.equal(model(ids).logits, clean)
     assert run.features.values.shape == (2, 9, 4)
     gc.collect()
     held = [
-        o for o in gc.get_objects() if type(o) is torch.Tensor and o.dim() == 3 and o.shape[-1] == N
+        o
+        for o in gc.get_objects()
+        if type(o) is torch.Tensor and o.dim() == 3 and o.shape[-1] == 29
     ]
     assert not held
     for name in ("x", "x_hat", "target"):
@@ -567,3 +601,22 @@ def test_an_sae_without_a_site_asks_for_one(llama):
     assert run.features.shape == (2, 9, N)
     with pytest.raises(InputError, match="for one SAE"), attach(llama, [sae], site=Site(layer=1)):
         pass
+
+
+@pytest.mark.real
+def test_the_real_model_goes_on_with_what_the_bundled_sae_makes_of_x():
+    from saezoo.host import load_host
+    from saezoo.load import load_sae
+
+    host, sae = load_host(), load_sae("smollm2-135m-instruct/layer_15_resid_post")
+    ids = host.tokenizer("The capital of France is Paris.", return_tensors="pt")["input_ids"]
+    x = capture(host.model, sae.cfg.site, ids)
+    clean = host.model(ids).logits
+    seen, hook = at(host.model, "model.layers.16")
+    with torch.no_grad(), attach(host.model, sae, tokenizer=host.tokenizer, store=("x",)) as run:
+        host.model(ids)
+    hook.remove()
+    assert torch.equal(run.x, x)
+    assert torch.equal(seen[0], sae(x))
+    with torch.no_grad(), attach(host.model, sae, error_term=True):
+        assert torch.equal(host.model(ids).logits, clean)

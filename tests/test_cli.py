@@ -72,7 +72,7 @@ def test_the_version_is_the_packages(run):
         (["info", "EleutherAI/nothing"], "hf://EleutherAI/nothing"),
         (["check", "./nowhere"], "nowhere"),
         (["check", "a/../b"], ".."),
-        (["convert", BUNDLED, "./x", "--to", "openai"], "native, sparsify, saelens"),
+        (["convert", BUNDLED, "./x", "--to", "openai"], "written: native, sparsify"),
         (["download", "ftp://host/file"], "ftp"),
         (["info"], "saezoo info -h"),
         (["nope"], "saezoo -h"),

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from saezoo_train import train_sae
 from saezoo_train.architectures import ARCHITECTURES, Setting
 from saezoo_train.architectures.custom import load_architecture
 
@@ -19,6 +21,7 @@ from saezoo.formats import native
 from saezoo.load import load_sae
 from saezoo.numerics import close
 from saezoo.sae import SAE
+from tests.tiny_host import recipe, write_host, write_texts
 
 DOCS = Path(__file__).parent.parent / "docs"
 EXAMPLES = DOCS / "examples"
@@ -211,11 +214,15 @@ GOOD = (EXAMPLES / "my_sae.py").read_text(encoding="utf-8")
         ("my_sae:", GOOD, "write module:Class"),
         ("../my_sae:SquaredSAE", GOOD, "write module:Class"),
         ("my_sae:a.b", GOOD, "write module:Class"),
-        ("nowhere:SquaredSAE", GOOD, "no module nowhere in"),
+        (
+            "nowhere:SquaredSAE",
+            GOOD,
+            "no nowhere; nowhere.py should lie beside the recipe in",
+        ),
         ("mine:Squared", GOOD, "no Squared in .*it has SquaredSAE, ShiftedSAE"),
         ("mine:Any", "", "it has no Architecture at all"),
-        ("mine:Spec", GOOD, "Spec is not a subclass"),
-        ("mine:Architecture", GOOD, "Architecture is not a subclass"),
+        ("mine:Spec", GOOD, "Spec is no subclass"),
+        ("mine:Architecture", GOOD, "Architecture is no subclass"),
         ("mine:X", "def broken(:\n", "mine.py, line 1: "),
         ("mine:X", "import no_such_package\n", "importing it fails: No module named 'no_such"),
         (
@@ -258,3 +265,29 @@ def test_a_module_may_be_a_package_or_installed_and_import_its_neighbours(tmp_pa
     assert load_architecture("lab.mine:SquaredSAE", tmp_path).__name__ == "SquaredSAE"
     installed = load_architecture("saezoo_train.architectures.topk:TopK", tmp_path)
     assert installed is ARCHITECTURES["topk"]
+
+
+@pytest.mark.parametrize("name", ["SquaredSAE", "ShiftedSAE"])
+@pytest.mark.usefixtures("one_thread")
+def test_a_recipe_beside_the_file_trains_it_to_a_folder_with_a_readme(name, tmp_path):
+    host = write_host(tmp_path / "host")
+    texts = write_texts(tmp_path / "docs.jsonl", 60)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "own_example.py").write_text(GOOD)
+    made = recipe(host, texts, architecture=f"own_example:{name}", train_tokens=64 * 10)
+    path = tmp_path / "mine" / "recipe.yaml"
+    path.write_text(yaml.safe_dump(made | {"sae": {"d_sae": 48}}))
+    done = train_sae(path, tmp_path / "out")
+    readme = (done.folder / "README.md").read_text()
+    if name == "ShiftedSAE":
+        assert load_sae(done.folder).cfg.architecture == "relu"
+        assert 'load_sae("./tiny")' in readme
+        return
+    cls = load_architecture("own_example:SquaredSAE", tmp_path / "mine")
+    sae = load_sae(done.folder, custom=cls)
+    assert sae(torch.randn(3, sae.setting.mean_D.shape[0])).isfinite().all()
+    assert "from own_example import SquaredSAE" in readme
+    assert 'load_sae("./tiny", custom=SquaredSAE)' in readme
+    assert "golden" not in readme
+    with pytest.raises(ConfigError, match="pass its class"):
+        load_sae(done.folder)

@@ -5,15 +5,16 @@ in whatever pieces they are computed; and one matrix is one.
 import pytest
 import torch
 
-from saezoo import sae as sae_module
+from saezoo import chunked
 from saezoo.config import SAEConfig
 from saezoo.entry import Entry
 from saezoo.errors import ConfigError, FormatError
 from saezoo.formats import evo2 as reader
 from saezoo.formats import goodfire
 from saezoo.load import load_sae
+from saezoo.sae import SAE
 from saezoo.save import save_sae
-from saezoo.sparse import pack_active, top_of_all
+from saezoo.sparse import pack_active
 from tests.origins import evo2
 from tests.origins._origin import D, K, N
 
@@ -31,11 +32,22 @@ def activations(*lead, seed=1):
     return torch.randn(*lead, D, dtype=torch.float64, generator=generator)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 7, 40])
-def test_the_pieces_in_which_tokens_are_computed_change_nothing(rows, loaded, monkeypatch):
+PIECES = {
+    "one token": 4 * N,
+    "7 tokens": 28 * N,
+    "5 features": 5 * D,
+    "5 features, 12 tokens": 240,
+    "one number": 1,
+}
+"""chunked.NUMBERS by what is computed at a time, as the first test of these has it."""
+pieces = pytest.mark.parametrize("numbers", PIECES.values(), ids=PIECES)
+
+
+@pieces
+def test_the_pieces_in_which_it_is_computed_change_nothing(numbers, loaded, monkeypatch):
     x = activations(40)
     whole = loaded.encode_sparse(x)
-    monkeypatch.setattr(sae_module, "CHUNK", rows * N)
+    monkeypatch.setattr(chunked, "NUMBERS", numbers)
     pieces = loaded.encode_sparse(x)
     assert torch.equal(whole.indices, pieces.indices)
     assert torch.allclose(whole.values, pieces.values, rtol=1e-12)
@@ -58,25 +70,35 @@ def test_fewer_positive_ones_than_wanted_are_all_there_is(loaded):
     assert not (features < 0).any()
 
 
-@pytest.mark.parametrize("sizes", [[12], [1] * 12, [5, 7], [11, 1]], ids=str)
-def test_of_equal_numbers_the_first_places_win(sizes):
-    whole = torch.tensor([1.0, 2.0, 0.0, 2.0]).repeat(3, 4)
-    expected = [1, 3, 5, 7, 9, 11, 13]
-    parts = whole.view(12, 4).split(sizes)
-    values, places = top_of_all(parts, 7)
-    assert places.tolist() == expected
-    assert values.tolist() == [2.0] * 7
-    values, places = top_of_all(whole.view(12, 4).split(sizes), 100)
-    assert len(values) == 36
-    assert places.tolist() == whole.flatten().nonzero().flatten().tolist()
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(12, 4), (1, 4), (5, 4), (12, 1), (5, 3), (1, 1)], ids=str
+)
+@pytest.mark.parametrize("largest_last", [False, True])
+def test_of_equal_numbers_the_first_places_win(rows, columns, largest_last):
+    whole = torch.tensor([1.0, 2.0, 0.0, 2.0]).repeat(12, 1)
+    whole[11, 0] = 3.0 if largest_last else 0.0
+    parts = chunked.Parts(
+        [slice(at, min(at + columns, 4)) for at in range(0, 4, columns)],
+        [slice(at, at + rows) for at in range(0, 12, rows)],
+    )
+
+    def choose(count):
+        values, places = chunked.choose_of_all(
+            lambda part: lambda z: (z[:, part], z[:, part]), whole, parts, 4, count
+        )
+        assert torch.equal(values, whole.flatten()[places])
+        return places.tolist()
+
+    assert choose(7) == [1, 3, 5, 7, 9, 11, *([44] if largest_last else [13])]
+    assert choose(100) == whole.flatten().nonzero().flatten().tolist()
 
 
-@pytest.mark.parametrize("rows", [1, 4, 10])
-def test_nan_counts_as_largest_as_it_does_for_the_authors(rows, loaded, monkeypatch):
+@pieces
+def test_nan_counts_as_largest_as_it_does_for_the_authors(numbers, loaded, monkeypatch):
     tensors = ORIGIN.tensors(torch.Generator().manual_seed(0))
     x = activations(10)
     x[6] = torch.nan
-    monkeypatch.setattr(sae_module, "CHUNK", rows * N)
+    monkeypatch.setattr(chunked, "NUMBERS", numbers)
     expected = evo2.encode(tensors, x)
     assert expected[6].isnan().all()
     assert 0 < int((expected > 0).sum()) == 10 * K - N
@@ -119,7 +141,7 @@ def test_the_tied_matrix_is_in_memory_once_whatever_is_done_to_it(origin, dtype,
 
 def test_matrices_of_other_saes_stay_two():
     cfg = SAEConfig(architecture="tensor_topk", d_in=D, d_sae=N, k=K)
-    sae = sae_module.SAE(cfg, device="meta")
+    sae = SAE(cfg, device="meta")
     assert sae.to_empty(device="cpu").W_dec.data_ptr() != sae.W_enc_rows.data_ptr()
 
 

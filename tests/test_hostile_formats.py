@@ -19,7 +19,10 @@ from saezoo.errors import FormatError, MissingFile, SaezooError, UnsafeFile
 from saezoo.formats import detect, format_module
 from saezoo.load import load_sae
 from tests.origins import (
+    circuit_tracer,
     dictionary_learning,
+    dunefsky,
+    e2e,
     esmc,
     evo2,
     goodfire,
@@ -30,6 +33,7 @@ from tests.origins import (
     llamascopium,
     mlsae,
     openai,
+    prisma,
     qwen_scope,
     sparsify,
 )
@@ -40,8 +44,11 @@ SCOPE, R1, SCOPIUM = llama_scope.ORIGINS[0], llama_scope_r1.ORIGINS[0], llamasco
 GOODFIRE, QRESEARCH, TIED = goodfire.ORIGINS[0], goodfire.ORIGINS[3], evo2.ORIGINS[0]
 QWEN, KISSANE, LAYERS = qwen_scope.ORIGINS[0], kissane_attn.ORIGINS[0], mlsae.ORIGINS[0]
 PROTEIN, CAMBRIAN = interplm.ORIGINS[2], esmc.ORIGINS[0]
-PICKLED = [TOPK, GATED, GOODFIRE, QRESEARCH, TIED, QWEN, KISSANE, PROTEIN]
-MAPPED = [SAE, SCOPE, R1, SCOPIUM, LAYERS, CAMBRIAN]
+TRACER, SKIP, JUMP = circuit_tracer.ORIGINS[0], circuit_tracer.ORIGINS[3], circuit_tracer.ORIGINS[4]
+TRACED = circuit_tracer.ORIGINS[5]
+APOLLO, DUNEFSKY, PRISMA = e2e.ORIGINS[0], dunefsky.ORIGINS[0], prisma.ORIGINS[0]
+PICKLED = [TOPK, GATED, GOODFIRE, QRESEARCH, TIED, QWEN, KISSANE, PROTEIN, APOLLO, DUNEFSKY, PRISMA]
+MAPPED = [SAE, SCOPE, R1, SCOPIUM, LAYERS, CAMBRIAN, TRACER]
 
 
 def write(origin, folder, **changes):
@@ -105,6 +112,36 @@ CHANGED = [
     (PROTEIN, {"activation_rescale_factor": torch.zeros(N + 1)}, "activation_rescale_factor"),
     (CAMBRIAN, {"b_enc": torch.zeros(N)}, "b_enc"),
     (CAMBRIAN, {"W_enc": torch.zeros(D, N + 1)}, "codebook_dim"),
+    (TRACER, {"b_enc": None}, "b_enc"),
+    (TRACER, {"extra": torch.zeros(2)}, "extra"),
+    (TRACER, {"W_enc": torch.zeros(D, N), "W_dec": torch.zeros(D, N)}, "b_dec"),
+    (TRACER, {"W_dec": torch.zeros(N, D + 1)}, "W_dec"),
+    (TRACER, {"W_enc": torch.zeros(N, D, 1)}, "2 dimensions"),
+    (TRACER, {"b_dec": torch.zeros(D, dtype=torch.int64)}, "int64"),
+    (TRACER, {"k": torch.tensor(0)}, "k is 0"),
+    (TRACER, {"k": torch.tensor([3, 3])}, "k is tensor"),
+    (SKIP, {"W_skip": torch.zeros(D, D + 1)}, "W_skip"),
+    (SKIP, {"W_skip": torch.zeros(D)}, "2 dimensions"),
+    (JUMP, {circuit_tracer.THRESHOLD: torch.zeros(N + 1)}, "threshold"),
+    (JUMP, {circuit_tracer.THRESHOLD: torch.tensor(0.5)}, "1 dimensions"),
+    (JUMP, {"log_thresholds": torch.zeros(N)}, "log_thresholds"),
+    (APOLLO, {"blocks-6-hook_resid_pre.encoder.0.bias": None}, "encoder.0.bias"),
+    (APOLLO, {"blocks-6-hook_resid_pre.decoder.weight": torch.zeros(N, D)}, "decoder.weight"),
+    (APOLLO, {"blocks-6-hook_resid_pre.scale": torch.zeros(2)}, "scale"),
+    (APOLLO, {"extra": torch.zeros(2)}, "extra"),
+    (APOLLO, {"blocks-6-hook_resid_pre.encoder.0.weight": "words"}, "str"),
+    (DUNEFSKY, {"W_enc": None}, "W_enc"),
+    (DUNEFSKY, {"b_dec_out": None}, "is_transcoder"),
+    (DUNEFSKY, {"extra": torch.zeros(2)}, "extra"),
+    (DUNEFSKY, {"W_enc": torch.zeros(N, D)}, "d_in"),
+    (DUNEFSKY, {"b_dec": torch.zeros(D + 1)}, "b_in"),
+    (DUNEFSKY, {"W_dec": [1, 2]}, "list"),
+    (PRISMA, {"b_enc": None}, "b_enc"),
+    (PRISMA, {"extra": torch.zeros(2)}, "extra"),
+    (PRISMA, {"b_dec_out": torch.zeros(D)}, "is_transcoder"),
+    (PRISMA, {"b_gate": torch.zeros(N)}, "b_gate"),
+    (PRISMA, {"W_skip": torch.zeros(D, D)}, "normalisation"),
+    (PRISMA, {"W_enc": torch.zeros(N, D)}, "d_in"),
 ]
 
 
@@ -186,7 +223,7 @@ def test_activations_that_openais_code_does_not_have_are_refused(activation, sta
 
 
 @pytest.mark.parametrize("fact", [{"d_in": 7}, {"d_sae": 25}, {"k": 4}], ids=str)
-@pytest.mark.parametrize("origin", [SAE, TOPK, TIED, QWEN, LAYERS, CAMBRIAN], ids=str)
+@pytest.mark.parametrize("origin", [SAE, TOPK, TIED, QWEN, LAYERS, CAMBRIAN, TRACED], ids=str)
 def test_a_file_that_contradicts_the_registry_is_refused(origin, fact, tmp_path):
     path = write(origin, tmp_path)
     with pytest.raises(FormatError, match="registry states"):
@@ -207,7 +244,7 @@ class Bomb:
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "legacy"])
 def test_a_pickle_that_wants_to_run_code_is_refused_and_runs_none(origin, old, tmp_path):
     path = write(origin, tmp_path)
-    file = path / "ae.pt" if path.is_dir() else path
+    file = next(path.glob("*.pt")) if path.is_dir() else path
     torch.save({"bias": Bomb(tmp_path / "run")}, file, _use_new_zipfile_serialization=not old)
     refused(path, UnsafeFile, "more than tensors", format=origin.format)
     file.write_bytes(pickle.dumps(Bomb(tmp_path / "run")))

@@ -7,43 +7,10 @@ from saezoo.errors import FormatError
 from saezoo.formats import detect
 from saezoo.load import load_sae
 from saezoo.numerics import TOLERANCE, close, largest_difference
-from tests.origins import (
-    dictionary_learning,
-    esmc,
-    gemma_scope,
-    gemma_scope_2,
-    goodfire,
-    interplm,
-    kissane_attn,
-    llama_scope,
-    llama_scope_r1,
-    llamascopium,
-    mlsae,
-    openai,
-    qwen_scope,
-    saelens,
-    sparsify,
-)
+from tests.origins import ALL, dictionary_learning, sparsify
 from tests.origins._origin import D, N
 
-ORIGINS = [
-    *openai.ORIGINS,
-    *sparsify.ORIGINS,
-    *dictionary_learning.ORIGINS,
-    *saelens.ORIGINS,
-    *gemma_scope.ORIGINS,
-    *gemma_scope_2.ORIGINS,
-    *llama_scope.ORIGINS,
-    *llama_scope_r1.ORIGINS,
-    *llamascopium.ORIGINS,
-    *goodfire.ORIGINS,
-    *qwen_scope.ORIGINS,
-    *kissane_attn.ORIGINS,
-    *mlsae.ORIGINS,
-    *interplm.ORIGINS,
-    *esmc.ORIGINS,
-]
-each_origin = pytest.mark.parametrize("origin", ORIGINS, ids=str)
+each_origin = pytest.mark.parametrize("origin", ALL, ids=str)
 
 
 def load(origin, folder, seed, dtype=torch.float64):
@@ -73,7 +40,7 @@ def test_a_loaded_sae_computes_what_its_origin_computes(origin, seed, tmp_path):
     assert close(sae.encode_sparse(x).to_dense(), features)
     assert close(sae(x), out)
     assert close(sae.decode(sae.encode(x), x), out)
-    assert close(sae(x.view(4, 4, 4, D)).view(64, D), out)
+    assert close(sae(x.view(4, 4, 4, D)).view_as(out), out)
     assert torch.equal(sae.encode_sparse(x).counts, (features != 0).sum(-1))
 
 

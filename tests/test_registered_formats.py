@@ -19,6 +19,8 @@ from saezoo.names import parse_name
 from saezoo.numerics import close
 from saezoo.registry import find_registered
 from tests.origins import (
+    circuit_tracer,
+    dunefsky,
     esmc,
     evo2,
     goodfire,
@@ -28,11 +30,13 @@ from tests.origins import (
     llama_scope_r1,
     llamascopium,
     mlsae,
+    prisma,
     qwen_scope,
 )
 from tests.origins._origin import D, K
 
 LLAMA = "meta-llama/Llama-3.1-8B"
+LLAMA_5 = "model.layers.5.post_attention_layernorm"
 
 
 def shrunk(value):
@@ -77,7 +81,8 @@ def published(tmp_path, registry_at, hub):
         if path.is_file():
             files[entry.path] = path.read_bytes()
         files |= {"README.md": b"#", "other/large.bin": b"not asked for"}
-        hub.commit(entry.source.removeprefix("hf://"), files)
+        branch = entry.revision or "main"
+        hub.commit(entry.source.removeprefix("hf://"), files, branch)
         return {
             key: value.double() if value.is_floating_point() else value
             for key, value in tensors.items()
@@ -181,6 +186,60 @@ ENTRIES = [
             "transcoder/8x/k64/layer9_transcoder_8x_k64/sae_weights.safetensors",
         ],
         (9, "mlp_in", None, "blocks.9.ln2.hook_normalized"),
+    ),
+    (
+        "mntss-transcoder-llama-3.2-1b/layer_5",
+        circuit_tracer.ORIGINS[3],
+        ["config.yaml", "layer_5.safetensors"],
+        (5, "resid_mid", LLAMA_5, "blocks.5.hook_resid_mid"),
+    ),
+    (
+        "mntss-skip-transcoder-llama-3.2-1b-131k-nobos/layer_5",
+        circuit_tracer.ORIGINS[3],
+        ["config.yaml", "layer_5.safetensors"],
+        (5, "resid_mid", LLAMA_5, "blocks.5.hook_resid_mid"),
+    ),
+    (
+        "crv-8b-instruct-transcoders/layer_5",
+        circuit_tracer.ORIGINS[5],
+        ["config.yaml", "layer_5.safetensors"],
+        (5, "mlp_in", "model.layers.5.mlp", "blocks.5.mlp.hook_in"),
+    ),
+    (
+        "mwhanna-qwen3-4b-transcoders/layer_5",
+        circuit_tracer.ORIGINS[9],
+        ["config.yaml", "layer_5.safetensors", "wandb-config.yaml"],
+        (5, "mlp_in", "model.layers.5.mlp", "blocks.5.mlp.hook_in"),
+    ),
+    (
+        "mwhanna-qwen3-14b-transcoders/layer_5",
+        circuit_tracer.ORIGINS[10],
+        ["layer_5.safetensors", "wanb-config.yaml"],
+        (5, "mlp_in", "model.layers.5.mlp", "blocks.5.mlp.hook_in"),
+    ),
+    (
+        "gpt2-transcoders/layer_8",
+        dunefsky.ORIGINS[0],
+        ["final_sparse_autoencoder_gpt2-small_blocks.8.ln2.hook_normalized_24576.pt"],
+        (8, "mlp_in", None, "blocks.8.ln2.hook_normalized"),
+    ),
+    (
+        "prisma-clip-b-32/vanilla-x64/layer_9_resid_post",
+        prisma.ORIGINS[0],
+        ["config.json", "weights.pt"],
+        (9, "resid_post", None, "blocks.9.hook_resid_post"),
+    ),
+    (
+        "prisma-clip-b-32/vanilla-x64/layer_9_mlp_out",
+        prisma.ORIGINS[4],
+        ["config.json", "n_images_2600058.pt"],
+        (9, "mlp_out", None, "blocks.9.hook_mlp_out"),
+    ),
+    (
+        "prisma-clip-b-32/top-k-64-cls/layer_9_resid_post",
+        prisma.ORIGINS[3],
+        ["config.json", "weights.pt"],
+        (9, "resid_post", None, "blocks.9.hook_resid_post"),
     ),
 ]
 

@@ -16,7 +16,7 @@ from saezoo.errors import (
     UnknownSAE,
 )
 from saezoo.find import find_sae
-from saezoo.formats import FAMILIES, FORMATS, KNOWN_OF, format_module, is_read
+from saezoo.formats import FAMILIES, FORMATS, REFUSED, format_module, is_read
 from saezoo.hub import fetch
 from saezoo.index import make_index
 from saezoo.registry import expand, match_open, read_release, release_names
@@ -214,7 +214,7 @@ def test_every_file_of_the_registry_holds(release):
         entries += [match_open(known, key) for key in ids]
     assert entries
     for entry in entries:
-        assert entry.format in (*FORMATS, *FAMILIES, *KNOWN_OF)
+        assert entry.format in (*FORMATS, *FAMILIES, *REFUSED)
         assert entry.model
         if is_read(entry.format) and not entry.unverified and entry.format not in FAMILIES:
             # a normalised stream without its gain is no module's output

@@ -614,7 +614,6 @@ CANNOT = {
     "topk without ReLU": {"architecture": "topk", "k": K, "relu_after": False},
     "jumprelu, no ReLU": {"architecture": "jumprelu", "relu_after": False},
     "ranked": {"architecture": "topk", "k": K, "decoder_norm": "rank"},
-    "relu, scaled": {"architecture": "relu", "decoder_norm": "scale"},
     "eps": {"architecture": "relu", "input_norm": {"kind": "layer_norm", "eps": 0.1}},
     "ddof": {"architecture": "relu", "input_norm": {"kind": "layer_norm", "ddof": 0}},
     "input bias": {"architecture": "relu", "input_bias": True},

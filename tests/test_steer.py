@@ -3,6 +3,7 @@ nothing changes no bit of the model does.
 """
 
 import importlib.util
+import json
 
 import pytest
 import torch
@@ -10,13 +11,14 @@ from safetensors.torch import save_file
 
 from saezoo.attaching import attach
 from saezoo.capture import capture
+from saezoo.cli import main
 from saezoo.config import Site
 from saezoo.errors import CaptureError, InputError, MissingFile
 from saezoo.load import load_sae
 from saezoo.numerics import close
 from saezoo.save import save_sae
 from saezoo.stats import feature_stats
-from saezoo.steering import steer
+from saezoo.steering import continuation, steer
 from tests.hosts import HOSTS, D, make_host, make_ids
 from tests.test_attach import ARCHITECTURES, HOST_PLACES, N, at, hooks_of, make_sae
 
@@ -221,6 +223,8 @@ def test_amounts_count_in_the_largest_activation_that_the_stats_know(llama, tmp_
         ({-1: 1.0}, {}, "no feature -1"),
         ({"5": 1.0}, {}, "'5' is not a whole number"),
         ({}, {}, "no feature is given"),
+        ({5: "much"}, {}, "amount of feature 5 is 'much', not a number"),
+        ({5: float("nan")}, {}, "amount of feature 5 is nan"),
         ([5], {}, r"needs amounts: \{feature: amount\}"),
         ({5: 1.0}, {"how": "multiply"}, "add, clamp, scale, ablate"),
         ({5: 1.0}, {"unit": "std"}, "'max_activation' and 'raw'"),
@@ -280,3 +284,71 @@ def test_on_the_real_model_nothing_changed_is_bitwise_nothing_changed(smollm2):
             assert torch.equal(logits_of(smollm2.model, ids), clean), how
     with steer(smollm2.model, sae, strongest, "ablate"):
         assert not close(logits_of(smollm2.model, ids), clean)
+
+
+@pytest.mark.real
+def test_the_command_prints_both_continuations(capsys):
+    command = ["steer", BUNDLED, "--prompt", "When I was young, my family and I"]
+    command += ["--tokens", "16"]
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--feature", "4045=1", "--json"])
+    assert not caught.value.code
+    said = json.loads(capsys.readouterr().out)
+    assert said["features"] == {"4045": 1.0}
+    assert "church" in said["plain"]
+    assert "explore the world" in said["steered"]
+    with pytest.raises(SystemExit) as caught:
+        main(
+            [*command, "--feature", "4045", "--how", "ablate", "--temperature", "1", "--seed", "3"]
+        )
+    assert not caught.value.code
+    out = capsys.readouterr().out
+    assert "as it is" in out
+    assert "feature 4045 set to nothing" in out
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--feature", "5120=1"], "no feature 5120: the SAE has 5,120, 0 to 5119"),
+        (["--feature", "4045"], "how much? --feature 4045=AMOUNT"),
+        (["--feature", "x=1"], "is not FEATURE=AMOUNT"),
+        (["--feature", "1=nan"], "is not FEATURE=AMOUNT"),
+        (["--feature", "1=1", "--prompt", ""], "the prompt is empty"),
+    ],
+)
+def test_what_the_command_cannot_do_is_one_line(capsys, words, said):
+    with pytest.raises(SystemExit) as caught:
+        main(["steer", BUNDLED, "--prompt", "The", *words])
+    assert caught.value.code == 1
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_continuation_is_the_same_for_the_same_seed_and_begins_as_the_rule_says(llama):
+    class Tokenizer:
+        bos_token_id, pad_token_id, eos_token_id = 1, 0, 2
+
+        def __call__(self, text, add_special_tokens=True):
+            ids = [int(word) for word in text.split()]
+            return {"input_ids": [self.bos_token_id] * add_special_tokens + ids}
+
+        def decode(self, ids, skip_special_tokens):  # noqa: ARG002 the real ones' signature
+            return " ".join(map(str, ids.tolist()))
+
+    def go_on(**options):
+        return continuation(llama, Tokenizer(), "5 6 7", 8, **options)
+
+    state = torch.get_rng_state()
+    assert go_on(temperature=1.0, seed=1) == go_on(temperature=1.0, seed=1)
+    assert go_on(temperature=1.0, seed=1) != go_on(temperature=1.0, seed=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    greedy = {}
+    for bos, start in ((True, [1]), (False, []), (None, [1])):
+        ids = torch.tensor([[*start, 5, 6, 7]])
+        out = llama.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False
+        )
+        greedy[bos] = go_on(bos=bos)
+        assert greedy[bos].split() == [str(token) for token in out[0, ids.shape[1] :].tolist()]
+    assert greedy[True] != greedy[False]

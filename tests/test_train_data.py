@@ -311,6 +311,8 @@ def test_a_buffer_hands_out_every_kept_row_once_in_shuffled_blocks():
         block = rows[start : start + 64]
         assert torch.equal(block.sort().values, kept[start : start + 64])
         assert not torch.equal(block, kept[start : start + 64])
+    orders = [block.argsort().tolist() for block in rows[:320].split(64)]
+    assert len(set(map(tuple, orders))) == 5
 
 
 def test_a_buffer_goes_on_from_any_step_and_depends_on_the_seed_alone():
@@ -345,8 +347,11 @@ def test_a_value_that_has_no_place_in_the_buffers_dtype_is_named():
         def chunks(self, start):
             yield Chunk(torch.full((64, 2), 70_000.0), start)
 
+    half = Buffer(
+        Large(), batch=16, batches=1, tokens=16, max_norm=1e9, dtype=torch.float16, seed=0
+    )
     with pytest.raises(DataError, match=r"70000 does not fit .*buffer\.dtype=float32"):
-        Buffer(Large(), batch=16, batches=1, tokens=16, max_norm=1e9, dtype=torch.float16, seed=0)
+        half.next()
 
 
 def test_moments_leave_outliers_out_of_mean_and_variance():

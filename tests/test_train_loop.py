@@ -6,9 +6,11 @@ import io
 import json
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from saezoo_train import Watch, train_sae
 from saezoo_train.architectures import ARCHITECTURES
@@ -20,11 +22,11 @@ from saezoo_train.plot import plot_run
 
 from saezoo.check import check_sae
 from saezoo.config import SAEConfig, Site, TokenRule
-from saezoo.errors import DataError
+from saezoo.errors import ConfigError, DataError
 from saezoo.load import load_sae
 from saezoo.numerics import close
 from saezoo.sae import SAE
-from saezoo.shards import ShardIndex, write_index, write_shard
+from saezoo.shards import ShardIndex, read_index, read_shard, write_index, write_shard
 from tests.tiny_host import recipe, write_host, write_texts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -98,7 +100,30 @@ def test_what_is_trained_is_a_folder_that_load_sae_opens(host, data, name, tmp_p
     )
 
 
-def test_rows_are_means_over_their_steps_and_the_result_is_in_raw_units(host, data, tmp_path):
+@pytest.mark.parametrize("name", ["SquaredSAE", "ShiftedSAE"])
+def test_an_architecture_of_ones_own_is_trained_measured_and_loaded(
+    host, data, name, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "copied_sae", raising=False)
+    example = Path(__file__).parent.parent / "docs" / "examples" / "my_sae.py"
+    (tmp_path / "copied_sae.py").write_text(example.read_text())
+    chosen = recipe(host, data, architecture=f"copied_sae:{name}", sae=None)
+    chosen["sae"] = {"d_sae": 48}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(chosen))
+    done = train_sae(tmp_path / "mine.yaml", tmp_path / "sae")
+    assert 0 < done.metrics["fvu"] < 1
+    assert done.metrics["l0"] > 0
+    if name == "ShiftedSAE":
+        assert load_sae(done.folder).cfg.architecture == "relu"
+        return
+    with pytest.raises(ConfigError, match="imports nothing that a file names"):
+        load_sae(done.folder)
+    sae = load_sae(done.folder, custom=sys.modules["copied_sae"].SquaredSAE)
+    assert sae(torch.randn(3, 12)).shape == (3, 12)
+
+
+def test_rows_are_means_over_their_steps(host, data, tmp_path):
     rows = []
 
     class See(Watch):
@@ -112,7 +137,6 @@ def test_rows_are_means_over_their_steps_and_the_result_is_in_raw_units(host, da
     assert all(row["l0"] == 4 for row in rows)
     assert rows[1]["lr"] == 3e-3
     assert rows[-1]["lr"] == pytest.approx(3e-3 / 30)
-    # inputs were scaled in training: the folder reads raw activations, and does as well on them
     assert done.metrics["fvu"] == pytest.approx(rows[-1]["fvu"], rel=0.5)
     last = train_sae(
         recipe(host, data, save_dtype="float32", run={"log_every": 1}), tmp_path / "each"
@@ -147,6 +171,11 @@ def test_activation_shards_need_no_language_model_and_say_the_site(tmp_path):
     assert sae.cfg.tokens.skip_first == 1
     assert done.metrics["fvu"] < 0.25
     assert "loss_recovered" not in done.metrics
+    # inputs were scaled in training: the folder reads raw activations, and does as well on them
+    x = read_shard(acts, read_index(acts), 0)["x"][2:].float()
+    fvu = float((x - sae(x)).square().sum() / (x - x.mean(0)).square().sum())
+    last = read_rows(tmp_path / "sae.run" / "metrics.jsonl")[-1]
+    assert fvu == pytest.approx(last["fvu"], rel=0.1)
     for change, said in [
         (
             {"site.model": "tiny", "site.layer": 2},

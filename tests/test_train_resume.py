@@ -86,9 +86,19 @@ def data(tmp_path):
     return write_texts(tmp_path / "docs.jsonl", 60)
 
 
+class Noisy(architectures.ARCHITECTURES["topk"]):
+    """Draws random numbers in every step, as an architecture of one's own may."""
+
+    def training_step(self, x_BD, step):
+        return super().training_step(x_BD + 0.1 * torch.randn(x_BD.shape), step)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_a_signal_saves_and_the_same_call_goes_on_to_the_same_weights(host, data, number, tmp_path):
-    chosen = recipe(host, data, save_dtype="float32")
+def test_a_signal_saves_and_the_same_call_goes_on_to_the_same_weights(
+    host, data, number, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(architectures.ARCHITECTURES, "noisy", Noisy)
+    chosen = recipe(host, data, save_dtype="float32", architecture="noisy")
     train_sae(chosen, tmp_path / "whole")
     before = signal.getsignal(number)
     with pytest.raises(Stopped, match="after step 27 of 60"):
@@ -198,16 +208,13 @@ def test_a_loss_that_is_not_finite_stops_with_a_diagnosis_and_the_last_good_chec
     assert all(value.isfinite().all() for key, value in state.items() if key.startswith("model/"))
 
 
-def test_an_exploding_loss_stops(host, data, tmp_path):
+def test_an_exploding_loss_stops(host, data, tmp_path, monkeypatch):
     class Explodes(architectures.ARCHITECTURES["topk"]):
         def training_step(self, x_BD, step):
             if step == 30:
                 self.W_dec.data.mul_(1e4)
             return super().training_step(x_BD, step)
 
-    architectures.ARCHITECTURES["explodes"] = Explodes
-    try:
-        with pytest.raises(TrainingError, match="step 40: the loss exploded: FVU"):
-            train_sae(recipe(host, data, architecture="explodes"), tmp_path / "out")
-    finally:
-        del architectures.ARCHITECTURES["explodes"]
+    monkeypatch.setitem(architectures.ARCHITECTURES, "explodes", Explodes)
+    with pytest.raises(TrainingError, match="step 40: the loss exploded: FVU"):
+        train_sae(recipe(host, data, architecture="explodes"), tmp_path / "out")

@@ -22,9 +22,13 @@ from dictionary_learning.trainers.p_anneal import PAnnealTrainer
 from dictionary_learning.trainers.standard import StandardTrainer, StandardTrainerAprilUpdate
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 
+from saezoo.config import SAEConfig
+from saezoo.convert import convert_sae
 from saezoo.errors import FormatError
 from saezoo.load import load_sae
 from saezoo.numerics import TOLERANCE, close, largest_difference
+from saezoo.sae import build_sae
+from saezoo.save import save_sae
 from tests.origins.dictionary_learning import ORIGINS
 from tests_peers._compare import DTYPES, D, K, N, check_loaded, inputs, randomise
 
@@ -124,6 +128,51 @@ CLASSES = {
     "BatchTopKSAE": BatchTopKSAE.from_pretrained,
     "MatryoshkaBatchTopKSAE": MatryoshkaBatchTopKSAE.from_pretrained,
 }
+
+
+@each
+def test_what_was_read_and_written_again_is_loaded_by_the_package(name, tmp_path, same):
+    (tmp_path / "a").mkdir()
+    ae = saved(name, tmp_path / "a")
+    convert_sae(tmp_path / "a", tmp_path / "b", to="dictionary_learning")
+    again, x = loaded(tmp_path / "b"), inputs(torch.float32)
+    # a Matryoshka is a BatchTopK once it is trained
+    expected = type(ae) if name != "MatryoshkaBatchTopKSAE" else BatchTopKSAE
+    assert type(again) is expected
+    same(again.encode(x), ae.encode(x))
+    same(again(x), ae(x))
+
+
+SCALE = {"kind": "scale", "factor": 4.0}  # folded into float32 without rounding
+WRITTEN = {
+    "relu": {"architecture": "relu", "subtract_b_dec": True},
+    "relu, b_dec not subtracted": {"architecture": "relu"},
+    "relu, scaled": {"architecture": "relu", "subtract_b_dec": True, "input_norm": SCALE},
+    "gated": {"architecture": "gated", "subtract_b_dec": True},
+    "jumprelu": {"architecture": "jumprelu"},
+    "topk": {"architecture": "topk", "k": K, "subtract_b_dec": True},
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", WRITTEN)
+def test_loads_what_saezoo_writes(name, dtype, tmp_path, same):
+    cfg = SAEConfig.from_json({"d_in": D, "d_sae": N} | WRITTEN[name])
+    generator = torch.Generator().manual_seed(0)
+    shapes = cfg.tensor_shapes().items()
+    sae = build_sae(cfg, {key: torch.randn(shape, generator=generator) for key, shape in shapes})
+    save_sae(sae, tmp_path / "a")
+    convert_sae(tmp_path / "a", tmp_path / "b", to="dictionary_learning")
+    ae, sae, x = loaded(tmp_path / "b").to(dtype), sae.to(dtype), inputs(dtype)
+    same(ae.encode(x), sae.encode(x))
+    same(ae(x), sae(x))
+
+
+def loaded(folder):
+    """The package's dictionary of a folder, by the class that its config names."""
+    trainer = json.loads((folder / "config.json").read_text())["trainer"]
+    k = {"k": trainer["k"]} if "k" in trainer else {}
+    return CLASSES[trainer["dict_class"]](folder / "ae.pt", **k)
 
 
 @pytest.mark.parametrize("origin", ORIGINS, ids=str)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from sae_lens import SAE
 from sae_lens.analysis.hooked_sae_transformer import _SAEWrapper
+from sae_lens.loading import pretrained_sae_loaders as loaders
 from sae_lens.loading.pretrained_sae_loaders import sparsify_disk_loader
 from sae_lens.registry import get_sae_class, get_sae_training_class
 
@@ -201,6 +202,55 @@ def test_loads_what_saezoo_writes(name, dtype, tmp_path, same):
     convert_sae(tmp_path / "a", tmp_path / "b", to="saelens")
     peer, x = SAE.load_from_disk(tmp_path / "b").to(dtype), inputs(dtype)
     sae = sae.to(dtype)
+    same(peer.encode(x), sae.encode(x))
+    same(peer(x), sae(x))
+
+
+FOLDED = {
+    "relu, scaled": {"architecture": "relu", "decoder_norm": "scale"},
+    "jumprelu, ranked": {"architecture": "jumprelu", "decoder_norm": "rank"},
+    "topk, scaled twice": {
+        "architecture": "topk",
+        "k": K,
+        "decoder_norm": "scale",
+        "input_norm": {"kind": "scale", "factor": 4.0},
+    },
+}
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_loads_what_saezoo_folds(name, tmp_path, same):
+    sae, x = own(FOLDED[name]), inputs(torch.float32)
+    save_sae(sae, tmp_path / "a")
+    convert_sae(tmp_path / "a", tmp_path / "b", to="saelens")
+    peer = SAE.load_from_disk(tmp_path / "b")
+    same(peer.encode(x), sae.encode(x))
+    same(peer(x), sae(x))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"architecture": "jumprelu"},
+        {"architecture": "relu"},
+        {"architecture": "jumprelu", "input_norm": {"kind": "scale", "factor": 4.0}},
+    ],
+    ids=str,
+)
+def test_its_gemma_scope_loader_reads_the_params_that_saezoo_writes(
+    spec, tmp_path, same, monkeypatch
+):
+    sae = own(spec)
+    save_sae(sae, tmp_path / "a")
+    convert_sae(tmp_path / "a", tmp_path / "b", to="gemma_scope")
+    # its two functions that ask the Hub
+    sizes = {"d_in": D, "d_sae": N}
+    monkeypatch.setattr(loaders, "get_gemma_2_config_from_hf", lambda *_: dict(sizes))
+    monkeypatch.setattr(loaders, "hf_hub_download", lambda **_: tmp_path / "b" / "params.npz")
+    _, state, _ = loaders.gemma_2_sae_huggingface_loader("", "layer_20/width_16k/average_l0_71")
+    peer = SAE.from_dict({"architecture": "jumprelu", "apply_b_dec_to_input": False} | sizes)
+    peer.load_state_dict(state)
+    x = inputs(torch.float32)
     same(peer.encode(x), sae.encode(x))
     same(peer(x), sae(x))
 

@@ -11,13 +11,14 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerFast
 
 from saezoo.attaching import attach
-from saezoo.capture import capture
+from saezoo.capture import activations, capture
 from saezoo.config import SAEConfig, Site
 from saezoo.errors import CaptureError
 from saezoo.guard import compare_host
 from saezoo.numerics import close
 from saezoo.sae import build_sae
 from saezoo.sites import run_model
+from saezoo.steering import steer
 from tests.hosts import HOSTS, VOCABULARY, D, make_host, make_ids
 
 pytestmark = [
@@ -199,3 +200,31 @@ def test_what_an_observer_sees_is_what_the_cache_holds(both):
         _, cache = bridge.run_with_cache(make_ids())
     assert torch.equal(cache["blocks.1.hook_resid_post"], run.x)
     assert torch.equal(run.features.to_dense(), sae.encode(run.x))
+
+
+def test_a_bridge_is_steered_as_its_model_and_left_alone_bit_for_bit(both):
+    plain, bridge = both
+    ids = make_ids()
+    with torch.no_grad():
+        clean = run_model(bridge, ids)
+        for name, site in places(plain).items():
+            sae = make_sae(site, d_in=capture(plain, site, ids).shape[-1])
+            with steer(bridge, sae, dict.fromkeys(range(24), 1.0), "scale"):
+                assert torch.equal(run_model(bridge, ids), clean), name
+            with steer(bridge, sae, {3: 2.0}, unit="raw"):
+                got = run_model(bridge, ids)
+            with steer(plain, sae, {3: 2.0}, unit="raw"):
+                expected = run_model(plain, ids)
+            assert close(got.log_softmax(-1), expected.log_softmax(-1)), name
+            assert not torch.equal(got, clean), name
+
+
+def test_activations_stream_from_a_bridge_as_from_its_model(both):
+    plain, bridge = both
+    texts, site = ["w3 w4 w5 w6", "w7 w8"], SITES["resid_post"]
+    got, expected = (
+        torch.cat([batch.x for batch in activations(model, make_tokenizer(), texts, site)])
+        for model in (bridge, plain)
+    )
+    assert close(got, expected)
+    assert len(got) == 4

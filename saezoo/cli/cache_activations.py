@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 @click.option("--split", default="train", show_default=True, help="Of a dataset of the Hub.")
 @click.option("--subset", help="Of a dataset of the Hub.")
 @click.option("--tokens", type=click.IntRange(min=1), required=True, help="How many to keep.")
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The folder to write: a new one, or where the same command was interrupted.",
+)
 @click.option("--context", type=click.IntRange(min=1), help="Tokens a context. [default: 256]")
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(min=1), help="Contexts.")
 @click.option("--bos/--no-bos", default=None, help="Whether BOS begins each context.")

@@ -10,6 +10,7 @@ from saezoo.cli._print import (
     offline_option,
     print_json,
 )
+from saezoo.formats import writable_formats
 
 
 @click.command(context_settings=HELP)
@@ -21,7 +22,7 @@ from saezoo.cli._print import (
     default="native",
     show_default=True,
     metavar="FORMAT",
-    help="native, sparsify or saelens.",
+    help=f"What to write: {', '.join(writable_formats())}; or a format of an installed package.",
 )
 @cache_option
 @offline_option

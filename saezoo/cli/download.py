@@ -18,7 +18,7 @@ from saezoo.cli._print import (
 if TYPE_CHECKING:
     from saezoo.entry import Entry
     from saezoo.errors import SaezooError
-    from saezoo.hub import Fetched
+    from saezoo.fetched import Fetched
 
 
 @click.command(context_settings=HELP)

@@ -1,5 +1,6 @@
 """`saezoo steer NAME`"""
 
+import math
 from contextlib import nullcontext
 
 import click
@@ -13,10 +14,17 @@ def _feature(_context: click.Context, _option: click.Parameter, texts: tuple[str
     for text in texts:
         name, equals, amount = text.partition("=")
         try:
-            found[int(name)] = float(amount) if equals else None
+            found[int(name)] = _finite(amount) if equals else None
         except ValueError:
             raise click.BadParameter(f"{text!r} is not FEATURE=AMOUNT, such as 123=4") from None
     return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
 
 
 @click.command(context_settings=HELP)
@@ -45,7 +53,13 @@ def _feature(_context: click.Context, _option: click.Parameter, texts: tuple[str
     show_default=True,
     help="What --feature counts in, to add and to clamp.",
 )
-@click.option("--tokens", default=40, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--tokens",
+    default=40,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="How many to write, at most.",
+)
 @click.option(
     "--temperature",
     default=0.0,

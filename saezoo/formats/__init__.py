@@ -1,4 +1,5 @@
-"""The formats that saezoo reads, as one literal table, and how files say which of them they are.
+"""The formats that saezoo reads: one literal table (`_table.py`), how files say which of them they
+are (`_detect.py`), and a module for each.
 
 Each format is a module of this package with
     read(path: Path, entry: Entry | None) -> Weights     the canonical form of the files at `path`
@@ -7,24 +8,72 @@ and, where it can be written,
                                                                                 with the reason
     origin_output(folder: Path, x: Tensor) -> Tensor     the authors' own formula on the written
                                                          files, for the proof
-This file imports none of them, nor torch: a table is cheap to look at.
+This file imports none of them, nor torch: a table is cheap to look at. Other packages can bring
+formats too (`_plugins.py`); they are asked when one of theirs is named, or none of these fits.
 """
 
-import importlib
-import json
-import re
-from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
-from saezoo.errors import FormatError, MissingFile
+from saezoo.formats._detect import (
+    LAYER_NAME,
+    detect,
+    holds_tensors,
+    match_file,
+    match_names,
+    names_in,
+    split_layer,
+    split_part,
+    what_files,
+    what_folders,
+)
+from saezoo.formats._lookup import (
+    among,
+    format_module,
+    format_of,
+    format_tables,
+    is_read,
+    may_have_layers,
+    unread_format,
+    writable_formats,
+)
+from saezoo.formats._table import (
+    FAMILIES,
+    FORMATS,
+    REFUSED,
+    Format,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from saezoo.config_multi import AnyConfig
+
+__all__ = [
+    "FAMILIES",
+    "FORMATS",
+    "Format",
+    "LAYER_NAME",
+    "REFUSED",
+    "Weights",
+    "among",
+    "detect",
+    "format_module",
+    "format_of",
+    "format_tables",
+    "holds_tensors",
+    "is_read",
+    "match_file",
+    "match_names",
+    "may_have_layers",
+    "names_in",
+    "split_layer",
+    "split_part",
+    "unread_format",
+    "what_files",
+    "what_folders",
+    "writable_formats",
+]
 
 
 @dataclass(frozen=True)
@@ -35,386 +84,3 @@ class Weights:
 
     cfg: "AnyConfig"
     tensors: dict[str, "Tensor"]
-
-
-@dataclass(frozen=True)
-class Format:
-    """How the files of one publisher look."""
-
-    title: str
-    files: tuple[str, ...] = ()
-    """File names that a folder of this format must have."""
-    one_of: tuple[str, ...] = ()
-    """A folder must have one of these too; the first that it has is the one that is read."""
-    optional: tuple[str, ...] = ()
-    """File names that are fetched too where they exist; {stem} is the name of the one file without
-    its ending.
-    """
-    suffixes: tuple[str, ...] = ()
-    """Where one SAE is one file: how its name may end."""
-    marker: tuple[str, str] | None = None
-    """(file, JSON key): tells apart formats whose file names are alike; {stem} as in `optional`."""
-    holds: tuple[str, ...] = ()
-    """Tensors that the weights must have: tells apart formats whose file names are alike."""
-    writable: bool = False
-    layer_files: tuple[str, ...] = ()
-    """Where several layers belong together: the files of each, with {layer} for its number."""
-    layered: bool = False
-    """Whether one layer can be had by name: `FOLDER/layer_3`."""
-
-    def layer_files_in(self, names: Collection[str], layer: int | None = None) -> list[str]:
-        """Those of these names that are files of a layer, or of the one layer."""
-        found = []
-        for template in self.layer_files:
-            start, _, end = template.partition("{layer}")
-            pattern = re.compile(rf"{re.escape(start)}(\d+){re.escape(end)}")
-            numbered = [
-                (int(match[1]), match[0]) for match in map(pattern.fullmatch, names) if match
-            ]
-            found += [name for number, name in sorted(numbered) if layer in (None, number)]
-        return found
-
-    def shared_files(self) -> tuple[str, ...]:
-        """The required files that belong to no one layer."""
-        return tuple(name for name in self.files if not self.layer_files_in([name]))
-
-    def optional_of(self, one_file: str) -> tuple[str, ...]:
-        """The optional files of a folder (""), or those beside one file."""
-        stem = one_file.rpartition(".")[0]
-        return tuple(name.replace("{stem}", stem) for name in self.optional)
-
-
-FORMATS: dict[str, Format] = {
-    "native": Format(
-        "saezoo's own folder",
-        files=("config.json", "sae.safetensors"),
-        optional=("golden.safetensors", "stats.safetensors", "README.md"),
-        marker=("config.json", "saezoo_format"),
-        writable=True,
-        layer_files=("layer_{layer}.safetensors",),
-        layered=True,
-    ),
-    "openai": Format("OpenAI sparse_autoencoder (gpt2-small)", suffixes=(".pt",)),
-    "sparsify": Format("EleutherAI sparsify", files=("cfg.json", "sae.safetensors"), writable=True),
-    "dictionary_learning": Format(
-        "saprmarks dictionary_learning",
-        files=("ae.pt",),
-        optional=("config.json",),
-        suffixes=("ae.pt",),
-    ),
-    "saelens": Format("SAELens", files=("cfg.json", "sae_weights.safetensors"), writable=True),
-    "gemma_scope": Format(
-        "Google DeepMind Gemma Scope (Gemma 2)", files=("params.npz",), suffixes=("params.npz",)
-    ),
-    "gemma_scope_2": Format(
-        "Google DeepMind Gemma Scope 2 (Gemma 3)",
-        files=("params.safetensors",),
-        optional=("config.json",),
-        suffixes=("params.safetensors",),
-    ),
-    "llama_scope": Format(
-        "OpenMOSS Llama Scope (Llama 3.1 8B)",
-        files=("hyperparams.json",),
-        one_of=(
-            "sae_weights.safetensors",
-            "sae_weights.pt",
-            "checkpoints/pruned.safetensors",
-            "checkpoints/pruned.pt",
-            "checkpoints/final.safetensors",
-            "checkpoints/final.pt",
-        ),
-        optional=("lm_config.json",),
-    ),
-    "llama_scope_r1": Format(
-        "OpenMOSS Llama Scope R1 Distill",
-        files=("config.json",),
-        one_of=("sae_weights.safetensors", "sae_weights.pt"),
-        holds=("encoder.weight",),
-    ),
-    "llamascopium": Format(
-        "OpenMOSS Llamascopium (Llama Scope 2)",
-        files=("config.json",),
-        one_of=("sae_weights.safetensors", "sae_weights.pt", "sae_weights.dcp/.metadata"),
-        layered=True,
-    ),
-    "goodfire": Format(
-        "Goodfire",
-        suffixes=(".pt", ".pth"),
-        holds=("encoder_linear.weight", "decoder_linear.weight"),
-    ),
-    "deepseek_r1": Format(
-        "qresearch",
-        suffixes=(".pt", ".pth"),
-        holds=("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"),
-    ),
-    "evo2": Format(
-        "Goodfire's tied BatchTopK SAE (Evo 2)",
-        suffixes=(".pt", ".pth"),
-        holds=("W", "b_enc", "b_dec"),
-    ),
-    "qwen_scope": Format(
-        "Qwen-Scope", suffixes=(".sae.pt",), optional=("config.json",), holds=("W_enc", "W_dec")
-    ),
-    "kissane_attn": Format(
-        "Connor Kissane's attention SAEs",
-        suffixes=(".pt",),
-        optional=("{stem}_cfg.json",),
-        marker=("{stem}_cfg.json", "act_size"),
-        holds=("W_enc", "b_enc", "W_dec", "b_dec"),
-    ),
-    "mlsae": Format(
-        "Tim Lawson's multi-layer SAE",
-        files=("config.json", "model.safetensors"),
-        marker=("config.json", "n_latents"),
-    ),
-    "interplm": Format("InterPLM", suffixes=("ae_normalized.pt", "ae_unnormalized.pt")),
-    "esmc": Format(
-        "Biohub ESM-C",
-        suffixes=(".safetensors",),
-        optional=("config.json",),
-        holds=("W_enc", "W_dec", "b_dec", "idf", "max"),
-    ),
-    "gemma_scope_2_multi": Format(
-        "Google DeepMind Gemma Scope 2, cross-layer transcoders and crosscoders",
-        files=("params_layer_0.safetensors",),
-        optional=("config.json",),
-        layer_files=("params_layer_{layer}.safetensors",),
-        layered=True,
-    ),
-    "mntss_clt": Format(
-        "circuit-tracer's cross-layer transcoders",
-        files=("config.yaml", "W_enc_0.safetensors", "W_dec_0.safetensors"),
-        layer_files=("W_enc_{layer}.safetensors", "W_dec_{layer}.safetensors"),
-        layered=True,
-    ),
-    "finetuning_crosscoder": Format(
-        "science-of-finetuning's crosscoders",
-        files=("config.json", "model.safetensors"),
-        marker=("config.json", "dict_size"),
-    ),
-    "kissane_crosscoder": Format(
-        "Connor Kissane's crosscoders", files=("cfg.json", "cc_weights.pt")
-    ),
-}
-
-FAMILIES: dict[str, tuple[str, ...]] = {
-    "clt": ("mntss_clt", "gemma_scope_2_multi", "llamascopium"),
-    "crosscoder": (
-        "gemma_scope_2_multi",
-        "finetuning_crosscoder",
-        "kissane_crosscoder",
-        "llamascopium",
-    ),
-}
-"""Names that the registry uses for several formats: the files decide for which."""
-
-LAYER_NAME = re.compile(r"(?:layer_)?(\d{1,4})")
-"""What one layer of what spans several is called, below its folder."""
-
-
-KNOWN_OF = (
-    "circuit_tracer",
-    "temporal",
-    "e2e",
-    "dunefsky",
-    "prisma",
-)
-"""Formats that the registry may name though nothing here reads them yet; one in FORMATS is read."""
-
-REFUSED = {
-    "temporal": "its codes come out of attention over the whole context, so they are not those of "
-    "one token, which is all that an SAE here is given",
-}
-"""Formats of which the arithmetic has no exact form here, and why."""
-
-
-def is_read(name: str | None) -> bool:
-    """Whether files of this format can be loaded; None: the files decide."""
-    return name is None or name in FORMATS or name in FAMILIES
-
-
-def among(key: str | None, found: list[str]) -> list[str]:
-    """Of the formats that some files may be, those that `key` allows: itself, or its family."""
-    if key is None:
-        return found
-    return [name for name in found if name in FAMILIES[key]] if key in FAMILIES else [key]
-
-
-def may_have_layers(name: str | None) -> bool:
-    """Whether one layer of this format, or of some of this family, can be had by name."""
-    return any(key in FORMATS and FORMATS[key].layered for key in FAMILIES.get(name or "", (name,)))
-
-
-def split_layer(path: Path) -> tuple[Path, int | None]:
-    """(folder, number) where `path` is no file or folder, but names one layer of the folder it
-    would be in, as `FOLDER/layer_3` or `FOLDER/3`; else (path, None).
-    """
-    found = LAYER_NAME.fullmatch(path.name)
-    if found is None or path.exists() or not path.parent.is_dir():
-        return path, None
-    return path.parent, int(found[1])
-
-
-def unread_format(name: str, where: str) -> FormatError:
-    """What to say of a format that is not in FORMATS. where: whose format it is."""
-    if name in REFUSED:
-        return FormatError(f"{where}: its format {name} cannot be read: {REFUSED[name]}")
-    if name in KNOWN_OF:
-        return FormatError(f"{where}: its format {name} is known but not read yet")
-    return FormatError(f"no format {name!r}. There are: {', '.join(FORMATS)}")
-
-
-def format_module(name: str) -> ModuleType:
-    """The module that reads (and perhaps writes) a format. Raises FormatError for a name not in
-    FORMATS.
-    """
-    if name not in FORMATS:
-        raise unread_format(name, "these files")
-    return importlib.import_module(f"saezoo.formats.{name}")
-
-
-def match_names(names: list[str] | set[str]) -> list[str]:
-    """Formats whose required files are all among these file names of a folder, the most specific
-    first.
-    """
-    names = set(names)
-    found = [
-        key
-        for key, form in FORMATS.items()
-        if form.files and names >= set(form.files) and (not form.one_of or names & {*form.one_of})
-    ]
-    return sorted(found, key=_most_specific)
-
-
-def _most_specific(key: str) -> tuple[int, int, int]:
-    form = FORMATS[key]
-    return -len(form.files) - bool(form.one_of), -len(form.holds), list(FORMATS).index(key)
-
-
-def match_file(name: str) -> list[str]:
-    """Formats of which one SAE is one file that ends like this, the longest suffix first, and among
-    equal ones those that say most of what is in it.
-    """
-    scored = [
-        (max(len(suffix) for suffix in form.suffixes if name.endswith(suffix)), key)
-        for key, form in FORMATS.items()
-        if any(name.endswith(suffix) for suffix in form.suffixes)
-    ]
-    return [key for _, key in sorted(scored, key=lambda item: (-item[0], _most_specific(item[1])))]
-
-
-def detect(path: Path) -> str:
-    """The format of a local folder or file, decided by the files. Raises FormatError that says what
-    was looked for.
-    """
-    path, layer = split_layer(Path(path))
-    try:
-        found = _detect(path, layer)
-    except FileNotFoundError:
-        raise MissingFile(f"{path}: no such file or folder") from None
-    if layer is not None and not FORMATS[found].layered:
-        raise MissingFile(
-            f"{path}/layer_{layer}: no such file or folder, and the format {found} has no layers"
-        )
-    return found
-
-
-def _detect(path: Path, layer: int | None = None) -> str:
-    path.stat()  # raises where there is nothing
-    if path.is_file():
-        candidates, expected = match_file(path.name), what_files()
-    else:
-        candidates, expected = match_names(_with_layer(names_in(path), layer)), what_folders()
-    marked = {key: holds_tensors(path, key) for key in candidates if _marked(path, key)}
-    # a broken file is for a reader to complain about
-    found = [key for key in marked if marked[key]] or [key for key in marked if marked[key] is None]
-    if not found:
-        raise FormatError(
-            f"{path}: no known format. Looked for {expected}.{_files_in(path)} "
-            "Give format=… (--from) if you know it"
-        )
-    return found[0]
-
-
-def _files_in(path: Path) -> str:
-    """A hint at the files of a folder of which each may be an SAE."""
-    names = sorted(names_in(path)) if path.is_dir() else []
-    single = [name for name in names if match_file(name)]
-    if not single:
-        return ""
-    more = " …" if len(single) > 3 else ""
-    return f" It holds {', '.join(single[:3])}{more}: name a file, not the folder."
-
-
-def what_files() -> str:
-    """The formats of which an SAE is one file, in words."""
-    return ", ".join(
-        f"*{suffix} ({key})" for key, form in FORMATS.items() for suffix in form.suffixes
-    )
-
-
-def what_folders() -> str:
-    """The formats of which an SAE is a folder, in words."""
-    return ", ".join(
-        f"{' + '.join([*form.files, *form.one_of[:1]])} ({key})"
-        for key, form in FORMATS.items()
-        if form.files
-    )
-
-
-def _with_layer(names: set[str], layer: int | None) -> set[str]:
-    """Names of a folder as if the files of one layer were those of layer 0, which formats require:
-    one layer may be all that was fetched.
-    """
-    for form in FORMATS.values() if layer is not None else ():
-        own = {template.replace("{layer}", str(layer)) for template in form.layer_files}
-        if own and own <= names:
-            names = names | {template.replace("{layer}", "0") for template in form.layer_files}
-    return names
-
-
-def names_in(folder: Path) -> set[str]:
-    """The file names of a folder, and below it those that formats ask for, all of one moment, even
-    while another process replaces it.
-    """
-    needed = {name for form in FORMATS.values() for name in (*form.files, *form.one_of)}
-    deep = {name for name in needed if "/" in name}
-    while True:
-        before = folder.stat().st_ino
-        names = {item.name for item in folder.iterdir()}
-        names |= {name for name in deep if (folder / name).is_file()}
-        if folder.stat().st_ino == before:
-            return names
-
-
-def _marked(path: Path, key: str) -> bool:
-    """Whether the config that tells this format from others is there and says so."""
-    marker = FORMATS[key].marker
-    if marker is None:
-        return True
-    config = path / marker[0]
-    if path.is_file():
-        config = path.with_name(marker[0].replace("{stem}", path.stem))
-        if not config.is_file():
-            return False
-    try:
-        data = json.loads(config.read_bytes())
-    except (ValueError, RecursionError):
-        # a broken config is for the reader to complain about, by name and place
-        return True
-    return isinstance(data, dict) and marker[1] in data
-
-
-def holds_tensors(path: Path, key: str) -> bool | None:
-    """Whether the weights have the tensors that tell this format from others; None where they
-    cannot be read.
-    """
-    form = FORMATS[key]
-    if not form.holds:
-        return True
-    if path.is_dir():
-        path = next(path / name for name in (*form.one_of, *form.files) if (path / name).is_file())
-    from saezoo.formats._tensors import tensor_names
-
-    names = tensor_names(path)
-    return None if names is None else names >= set(form.holds)

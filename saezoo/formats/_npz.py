@@ -10,6 +10,7 @@ import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -42,6 +43,11 @@ HEADER = re.compile(
     r"'shape': \((?P<shape>(?:\d{1,18}, ?){0,8}(?:\d{1,18})?)\),? ?\} *\n?"
 )
 """As numpy writes it. Stricter than numpy's own reader, which evaluates the text as Python."""
+
+ALIGN, PADDING = 64, 0xCAFE
+"""Where written numbers start, and the tag of the zip field that fills the gap (Java's, which says
+nothing).
+"""
 
 FLOATS = {"'<f2'": "<f2", "'<f4'": "<f4", "'<f8'": "<f8"}
 
@@ -84,6 +90,25 @@ def read_npz(path: Path, *, limit: int = MAX_BYTES) -> dict[str, Tensor]:
         raise FormatError(
             f"{path}: not a whole npz archive ({first_line(error)}); download it again"
         ) from None
+
+
+def write_npz(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write float tensors as an .npz that numpy reads and `read_npz` maps: stored, and each array's
+    numbers at a multiple of ALIGN. 16-bit tensors become float32; numpy has no bfloat16.
+    """
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, value in tensors.items():
+            wide = value.detach().cpu().to(torch.promote_types(value.dtype, torch.float32))
+            member = zipfile.ZipInfo(f"{name}.npy")
+            assert archive.fp is not None
+            # the local header is 30 bytes, the name, 20 more for a large array, and a field of
+            # extra bytes that nobody reads; numpy pads its own header, which follows, to 64
+            large = wide.numel() * wide.element_size() > 2**30
+            start = archive.fp.tell() + 30 + len(member.filename) + 20 * large + 4
+            padding = -start % ALIGN
+            member.extra = struct.pack("<HH", PADDING, padding) + bytes(padding)
+            with archive.open(member, "w", force_zip64=large) as file:
+                np.lib.format.write_array(file, wide.contiguous().numpy(), allow_pickle=False)
 
 
 def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:

@@ -8,8 +8,11 @@ expects, is refused before memory is spent on it.
 import json
 import logging
 import pickle
+import reprlib
 import stat
+import struct
 import sys
+import threading
 import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -36,8 +39,27 @@ MAX_TEXT = 4 * 2**20
 BLOCK = 2**24
 """Numbers that are looked at at a time."""
 
+MAX_YAML = 256 * 2**10
+"""The largest YAML config: it is parsed in plain Python, which does not crash on deep nesting."""
+
+PICKLES = threading.RLock()
+"""Held while torch reads a pickle: which classes it may meet is a setting of the whole process."""
+
+BROKEN = (
+    *(RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, OSError),
+    *(AssertionError, MemoryError, OverflowError, zipfile.BadZipFile, struct.error),
+)
+"""What torch raises over a checkpoint that is damaged, or made to look so."""
+
 BIG_ARRAY, MAX_DEFLATION = 64 * 2**20, 20
 """An array of more bytes than the first may not be compressed more than the second many times."""
+
+
+SHOWN = reprlib.Repr()
+"""How a value that a stranger's file has is shown: one that holds each thing twice, many levels
+deep, would else be a message without end.
+"""
+SHOWN.maxlevel, SHOWN.maxstring, SHOWN.maxother = 2, 200, 200
 
 
 def read_safetensors(path: Path, *, limit: int = MAX_BYTES) -> dict[str, Tensor]:
@@ -68,7 +90,7 @@ def read_pickle(path: Path, *, limit: int = MAX_BYTES) -> Any:
     need_file(path)
     check_archive(path, limit)
     try:
-        with warnings.catch_warnings():
+        with PICKLES, warnings.catch_warnings():
             # what torch thinks of a stranger's pickle ends in one of the errors below, or is fine
             warnings.simplefilter("ignore")
             value = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
@@ -76,18 +98,7 @@ def read_pickle(path: Path, *, limit: int = MAX_BYTES) -> Any:
         raise UnsafeFile(
             f"{path}: this pickle wants more than tensors, so it was not read ({_cause(error)})"
         ) from None
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-        AttributeError,
-        OSError,
-    ) as error:
-        raise FormatError(f"{path}: not a whole torch checkpoint ({first_line(error)})") from None
-    except (AssertionError, MemoryError, OverflowError, zipfile.BadZipFile, UnicodeError) as error:
+    except BROKEN as error:
         raise FormatError(f"{path}: not a whole torch checkpoint ({first_line(error)})") from None
     _check_storages(path, value, limit)
     return value
@@ -106,23 +117,6 @@ def read_state_dict(path: Path, *, inside: str | None = None) -> dict[str, Any]:
         what = f"{inside} that is " if inside is not None else ""
         raise FormatError(f"{path}: holds {what}{type(value).__name__}, expected a state dict")
     return dict(value)
-
-
-def tensor_names(path: Path) -> set[str] | None:
-    """The names in a checkpoint, also those one level down, as `plain_name` has them; None where it
-    cannot be read.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return set(file.keys())
-        raw = read_pickle(path)
-    except (FormatError, SafetensorError, OSError, ValueError, RuntimeError, TypeError):
-        return None
-    if not isinstance(raw, Mapping):
-        return set()
-    below = [value for value in raw.values() if isinstance(value, Mapping)]
-    return {plain_name(str(key)) for part in (raw, *below) for key in part}
 
 
 def plain_name(name: str) -> str:
@@ -149,24 +143,25 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping from a file of bounded size; aliases, which can blow a small file up, are
-    refused.
+    """A YAML mapping from a file of bounded size, without aliases, which make much of little, and
+    tags.
     """
     import yaml
 
     size = need_file(path)
-    if size > MAX_TEXT:
+    if size > MAX_YAML:
         raise UnsafeFile(f"{path}: {size:,} bytes is too much for a config")
     try:
-        text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise UnsafeFile(f"{path}: YAML aliases are not read here")
-        data = yaml.safe_load(text)
+        text = path.read_text(encoding="utf-8-sig")
+        banned = yaml.AliasToken, yaml.TagToken
+        if any(isinstance(token, banned) for token in yaml.scan(text, yaml.SafeLoader)):
+            raise UnsafeFile(f"{path}: a config has no use for YAML aliases and tags")
+        data = yaml.load(text, yaml.SafeLoader)  # noqa: S506 a safe loader
     except FileNotFoundError:
         raise _missing(path) from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        if isinstance(error, UnsafeFile):
-            raise
+    except UnsafeFile:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise FormatError(f"{path}: not YAML ({first_line(error)})") from None
     if not isinstance(data, dict):
         raise FormatError(f"{path}: expected a YAML mapping, got {type(data).__name__}")
@@ -203,7 +198,9 @@ def whole_number(data: Mapping[str, Any], key: str, where: Path) -> int:
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise FormatError(f"{where}: {key} is {value!r}, expected a positive whole number")
+        raise FormatError(
+            f"{where}: {key} is {SHOWN.repr(value)}, expected a positive whole number"
+        )
     return value
 
 
@@ -211,7 +208,7 @@ def yes_or_no(data: Mapping[str, Any], key: str, where: Path) -> bool:
     """A flag of a config, False where it is not there. Raises FormatError for anything else."""
     value = data.get(key, False)
     if not isinstance(value, bool):
-        raise FormatError(f"{where}: {key} is {value!r}, expected true or false")
+        raise FormatError(f"{where}: {key} is {SHOWN.repr(value)}, expected true or false")
     return value
 
 
@@ -223,7 +220,7 @@ def positive(value: object, what: str, where: Path) -> float:
         value = value.item()
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value <= sys.float_info.max:  # type: ignore[operator]
-        raise FormatError(f"{where}: {what} is {value!r}, expected a positive number")
+        raise FormatError(f"{where}: {what} is {SHOWN.repr(value)}, expected a positive number")
     return float(value)  # type: ignore[arg-type]
 
 
@@ -335,9 +332,14 @@ def check_archive(path: Path, limit: int) -> None:
 
 def _check_storages(path: Path, value: object, limit: int) -> None:
     """Every tensor must own what it shows: strides of 0 make terabytes of one number."""
-    total, seen, stack = 0, set(), [value]
+    total, seen, stack, met = 0, set(), [value], set()
     while stack:
         item = stack.pop()
+        if isinstance(item, Mapping | list | tuple):
+            # one that holds itself, or each twice the one before, would never end
+            if id(item) in met:
+                continue
+            met.add(id(item))
         if isinstance(item, Mapping):
             stack += item.values()
         elif isinstance(item, list | tuple):

@@ -1,4 +1,5 @@
-"""saprmarks dictionary_learning: `ae.pt` (a state dict) and, mostly, `config.json` beside it.
+"""saprmarks dictionary_learning: `ae.pt` (a state dict) and, mostly, `config.json` beside it, read
+and written.
 
 Seven classes, from dictionary_learning's dictionary.py and trainers/, W an encoder, D a decoder:
     AutoEncoder            f = ReLU(W (x - bias) + b), y = D f + bias
@@ -11,8 +12,11 @@ Seven classes, from dictionary_learning's dictionary.py and trainers/, W an enco
                            p = ReLU(W (x - b_dec) + b), f = p [p > threshold], y = D f + b_dec
 The raw weights are used: `AutoEncoder.from_pretrained` would rescale them to unit decoder columns,
 which changes features by a factor and no output. Activation scaling was folded in at save.
+Written is the class that computes the same. Of BatchTopKSAE, k concerns training alone; where it is
+not known, d_sae is written, which cuts nothing.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +29,7 @@ from saezoo.config import SAEConfig
 from saezoo.entry import Entry
 from saezoo.errors import FormatError
 from saezoo.formats import Weights
+from saezoo.formats._fold import fold, refuse, shared_reasons
 from saezoo.formats._tensors import (
     expect_facts,
     read_json,
@@ -71,6 +76,8 @@ BUFFERS = {
 }
 """Further tensors of a class. TopK ignores its stored threshold, as its authors' code does."""
 
+WEIGHTS, CONFIG = "ae.pt", "config.json"
+
 STACKS = {"pythia": "gpt_neox.layers", "gpt-neox": "gpt_neox.layers", "gpt2": "transformer.h"}
 """Where a host's layers are, by a part of its name; `model.layers` for all others."""
 
@@ -90,8 +97,8 @@ def read(path: Path, entry: Entry | None) -> Weights:
 
     Raises FormatError for an unknown class, or when config, registry and tensors contradict.
     """
-    file = path if path.is_file() else path / "ae.pt"
-    config = file.with_name("config.json")
+    file = path if path.is_file() else path / WEIGHTS
+    config = file.with_name(CONFIG)
     data = read_json(config) if config.is_file() else {}
     trainer, buffer = _section(data, "trainer", config), _section(data, "buffer", config)
     loaded = read_pickle(file)
@@ -115,10 +122,118 @@ def read(path: Path, entry: Entry | None) -> Weights:
         found["k"] = _k(buffers, trainer, config, file)
     elif "threshold" in BUFFERS.get(name, set()):
         tensors["threshold"] = _threshold(buffers, d_sae, file, notes)
+        if "k" in buffers:
+            notes["k"] = str(_k(buffers, trainer, config, file))
     _expect_config(trainer, found, config)
     expect_facts(entry, found, file)
     spec = spec | found | {"notes": notes, "site": _site(trainer, buffer)}
     return Weights(SAEConfig.from_json(spec, where=str(file)), tensors)
+
+
+def write(cfg: SAEConfig, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write ae.pt and config.json. Raises CannotConvert with what no class expresses."""
+    cfg, tensors = fold(cfg, tensors)
+    name = _class_for(cfg, tensors)
+    table, _ = CLASSES[name]
+    state = {
+        key: tensors[ours.removesuffix(".T")].T if ours.endswith(".T") else tensors[ours]
+        for key, ours in table.items()
+    }
+    trainer: dict[str, Any] = {
+        "dict_class": name,
+        "activation_dim": cfg.d_in,
+        "dict_size": cfg.d_sae,
+    }
+    if "k" in BUFFERS.get(name, set()):
+        told = (cfg.notes or {}).get("k", "")
+        trainer["k"] = cfg.k or (int(told) if told.isdecimal() else 0) or cfg.d_sae
+        state["k"] = torch.tensor(trainer["k"], dtype=torch.int)
+        # one number; TopK stores one too, and does not look at it
+        state["threshold"] = tensors["threshold"][0] if cfg.k is None else torch.tensor(-1.0)
+    plain = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    torch.save({key: _alone(value) for key, value in plain.items()}, folder / WEIGHTS)
+    data = {"trainer": trainer | _site_words(cfg), "buffer": {"io": _io(cfg)}}
+    (folder / CONFIG).write_text(json.dumps(data, indent=4) + "\n", encoding="utf-8")
+
+
+def _class_for(cfg: SAEConfig, tensors: dict[str, Tensor]) -> str:
+    """The class that computes what a folded spec says. Raises CannotConvert."""
+    name = {
+        ("relu", True): "AutoEncoder",
+        ("relu", False): "AutoEncoderNew",
+        ("gated", True): "GatedAutoEncoder",
+        ("topk", True): "AutoEncoderTopK",
+        ("jumprelu", False): "JumpReluAutoEncoder",
+        ("jumprelu", True): "BatchTopKSAE",
+    }.get((cfg.architecture, cfg.subtract_b_dec))
+    minus = "with" if cfg.subtract_b_dec else "without"
+    thresholds = tensors.get("threshold")
+    several = thresholds is not None and bool((thresholds != thresholds[0]).any())
+    reasons = [
+        (name is None, f"the architecture {cfg.architecture} {minus} b_dec subtracted"),
+        (cfg.signed, "a choice by magnitude"),
+        (cfg.skip, "a skip connection"),
+        (cfg.out_site is not None, "a transcoder, whose output belongs elsewhere than its input"),
+        (
+            name == "BatchTopKSAE" and several,
+            "a threshold for each feature together with b_dec subtracted",
+        ),
+        *shared_reasons(cfg),
+    ]
+    refuse("dictionary_learning", reasons)
+    assert name is not None
+    return name
+
+
+def origin_output(folder: Path, x: Tensor) -> Tensor:
+    """What dictionary_learning computes from the files in `folder` for x (…, d_in)."""
+    name = read_json(folder / CONFIG)["trainer"]["dict_class"]
+    raw = {
+        key: value.to(x.dtype) if value.is_floating_point() else value
+        for key, value in read_pickle(folder / WEIGHTS).items()
+    }
+    if name == "JumpReluAutoEncoder":
+        pre = x @ raw["W_enc"] + raw["b_enc"]
+        return torch.relu(pre * (pre > raw["threshold"])) @ raw["W_dec"] + raw["b_dec"]
+    bias = {"AutoEncoder": "bias", "AutoEncoderNew": "decoder.bias"}.get(name, "b_dec")
+    bias = "decoder_bias" if name == "GatedAutoEncoder" else bias
+    pre = (x if name == "AutoEncoderNew" else x - raw[bias]) @ raw["encoder.weight"].T
+    match name:
+        case "GatedAutoEncoder":
+            acts = torch.relu(raw["r_mag"].exp() * pre + raw["mag_bias"])
+            acts = acts * (pre + raw["gate_bias"] > 0)
+        case "AutoEncoderTopK":
+            positive = torch.relu(pre + raw["encoder.bias"])
+            index = positive.topk(int(raw["k"])).indices
+            acts = torch.zeros_like(positive).scatter(-1, index, positive.gather(-1, index))
+        case "BatchTopKSAE":
+            positive = torch.relu(pre + raw["encoder.bias"])
+            acts = positive * (positive > raw["threshold"])
+        case _:
+            acts = torch.relu(pre + raw["encoder.bias"])
+    return acts @ raw["decoder.weight"].T + raw[bias]
+
+
+def _alone(value: Tensor) -> Tensor:
+    """A tensor that owns its storage: torch.save writes the whole storage of a view."""
+    whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
+    return value if whole else value.clone()
+
+
+def _io(cfg: SAEConfig) -> str:
+    return "in" if cfg.site is not None and cfg.site.side == "input" else "out"
+
+
+def _site_words(cfg: SAEConfig) -> dict[str, Any]:
+    """What the config's trainer says of the site: lm_name, layer, submodule_name."""
+    if cfg.site is None:
+        return {}
+    site = cfg.site
+    words = {point: word for word, (point, _, _) in reversed(POINTS.items())}
+    known = site.point in words and site.layer is not None and site.side == "output"
+    name = f"{words[site.point]}_layer_{site.layer}" if known and site.point else site.module
+    found = {"lm_name": site.model, "layer": site.layer, "submodule_name": name}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _section(data: dict[str, Any], key: str, where: Path) -> dict[str, Any]:
@@ -172,7 +287,12 @@ def _threshold(buffers: dict[str, Any], d_sae: int, file: Path, notes: dict[str,
     """One threshold for all features. An unset one (-1) cuts nothing, as in the authors' code:
     ReLU(p) [ReLU(p) > -1] is ReLU(p).
     """
-    value = buffers.get("threshold", torch.tensor(-1.0))
+    if "threshold" not in buffers:
+        raise FormatError(
+            f"{file}: has no threshold, so it is of an early version, whose features depend on "
+            "what else is in the batch"
+        )
+    value = buffers["threshold"]
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
         raise FormatError(f"{file}: threshold is not one number")
     if float(value) < 0:

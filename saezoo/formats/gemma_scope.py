@@ -1,4 +1,5 @@
-"""Gemma Scope 1 (Gemma 2): `layer_20/width_16k/average_l0_71/params.npz`, and no config.
+"""Gemma Scope 1 (Gemma 2): `layer_20/width_16k/average_l0_71/params.npz`, and no config; read and
+written.
 
 Arithmetic, from the authors' tutorial (JumpReLUSAE), arXiv:2408.05147:
     p = x W_enc + b_enc, and no b_dec is subtracted from x
@@ -14,16 +15,21 @@ Where x comes from is in the repo's and the folders' names alone, or in the regi
                  sqrt(d) (f W_dec + b_dec). SAELens (gemma_2_sae_huggingface_loader) folds the same
                  into W_enc and W_dec, but leaves b_dec out
 A bare params.npz that says none of this is read as it is, with no site.
+Written is params.npz alone: a ReLU SAE with thresholds of 0, and nothing of where it belongs.
 """
 
 import re
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from saezoo.config import Point, SAEConfig, Site
 from saezoo.entry import Entry
 from saezoo.formats import Weights
-from saezoo.formats._npz import read_npz
+from saezoo.formats._fold import fold, refuse, shared_reasons
+from saezoo.formats._npz import read_npz, write_npz
 from saezoo.formats._tensors import expect_facts, refuse_rest, take
 
 WEIGHTS = "params.npz"
@@ -79,6 +85,33 @@ def read(path: Path, entry: Entry | None) -> Weights:
     if (l0 := _search(FOLDER, file, entry, "l0")) is not None:
         spec["metrics"] = {"l0": int(l0)}
     return Weights(SAEConfig.from_json(spec, where=str(file)), tensors)
+
+
+def write(cfg: SAEConfig, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write params.npz. Raises CannotConvert with what Gemma Scope's JumpReLU cannot express."""
+    cfg, tensors = fold(cfg, tensors)
+    positive = cfg.architecture in ("relu", "jumprelu")
+    reasons = [
+        (not positive, f"the architecture {cfg.architecture}"),
+        # folded into b_enc it would lose digits, so it is not
+        (cfg.subtract_b_dec, "b_dec subtracted from the input"),
+        (cfg.skip, "a skip connection"),
+        *shared_reasons(cfg),
+    ]
+    refuse("Gemma Scope", reasons)
+    names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+    if cfg.architecture == "relu":
+        # ReLU(p) where p > 0 is ReLU(p)
+        tensors = tensors | {"threshold": torch.zeros_like(tensors["b_enc"])}
+    out = tensors | {"W_enc": tensors["W_enc_rows"].T}
+    write_npz(folder / WEIGHTS, {name: out[name] for name in names})
+
+
+def origin_output(folder: Path, x: Tensor) -> Tensor:
+    """What the authors' JumpReLUSAE computes from params.npz in `folder` for x (…, d_in)."""
+    raw = {name: value.to(x.dtype) for name, value in read_npz(folder / WEIGHTS).items()}
+    pre = x @ raw["W_enc"] + raw["b_enc"]
+    return ((pre > raw["threshold"]) * torch.relu(pre)) @ raw["W_dec"] + raw["b_dec"]
 
 
 def sites_of(file: Path, entry: Entry | None) -> tuple[Site | None, Site | None]:

@@ -33,8 +33,9 @@ from torch import Tensor
 
 from saezoo.config import ConstantNorm, LayerNorm, SAEConfig, Scale
 from saezoo.entry import Entry
-from saezoo.errors import CannotConvert, FormatError
+from saezoo.errors import FormatError
 from saezoo.formats import Weights
+from saezoo.formats._fold import fold, fold_scale, norm_reasons, refuse
 from saezoo.formats._saelens_metadata import context_of, metadata_of
 from saezoo.formats._tensors import (
     expect_facts,
@@ -130,7 +131,7 @@ def read(path: Path, entry: Entry | None) -> Weights:
     spec |= context_of(meta, entry, old=old, transcoder=transcoder)
     cfg = SAEConfig.from_json(spec, where=str(where))
     tensors = _tensors(path / WEIGHTS, cfg, facts)
-    return Weights(cfg, tensors if factor is None else _fold_scale(tensors, factor))
+    return Weights(cfg, tensors if factor is None else tensors | fold_scale(tensors, factor))
 
 
 def _as_of_six(data: dict[str, Any], where: Path) -> tuple[dict[str, Any], dict[str, Any], bool]:
@@ -214,6 +215,10 @@ def _check_reshape(facts: dict[str, Any], meta: dict[str, Any], where: Path) -> 
 def _tensors(where: Path, cfg: SAEConfig, facts: dict[str, Any]) -> dict[str, Tensor]:
     """Canonical tensors; both matrices stay views of the file unless finetuning scaled one."""
     raw = read_safetensors(where)
+    for name, value in raw.items():
+        # before anything is multiplied with them and hides it
+        if not value.is_floating_point():
+            raise FormatError(f"{where}: {name} is {value.dtype}, expected a float dtype")
     if cfg.architecture == "jumprelu" and "threshold" not in raw and "log_threshold" in raw:
         # older training checkpoints: process_state_dict_for_loading of saes/jumprelu_sae.py
         raw["threshold"] = take(raw, "log_threshold", where).float().exp()
@@ -241,21 +246,6 @@ def _tensors(where: Path, cfg: SAEConfig, facts: dict[str, Any]) -> dict[str, Te
     return tensors
 
 
-def _fold_scale(tensors: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
-    """Tensors that take raw x, of ones that take x * factor (fold_activation_norm_scaling_factor).
-    Thresholds and the encoder's biases stay: pre is the same.
-    """
-    wide = {
-        name: value.to(torch.promote_types(value.dtype, torch.float32))
-        for name, value in tensors.items()
-    }
-    return tensors | {
-        "W_enc_rows": wide["W_enc_rows"] * factor,
-        "W_dec": wide["W_dec"] / factor,
-        "b_dec": wide["b_dec"] / factor,
-    }
-
-
 def write(cfg: SAEConfig, tensors: dict[str, Tensor], folder: Path) -> None:
     """Write cfg.json, of version 6, and sae_weights.safetensors. Raises CannotConvert with what
     SAELens cannot express.
@@ -272,9 +262,11 @@ def express(cfg: SAEConfig, tensors: dict[str, Tensor]) -> tuple[dict[str, Any],
 
     Raises CannotConvert with what SAELens cannot express.
     """
-    name = _name_of(cfg, tensors)
-    if isinstance(cfg.input_norm, Scale):
-        tensors = _fold_scale(tensors, cfg.input_norm.factor)
+    # SAELens' rescale_acts_by_decoder_norm is decoder_norm scale of a topk; the norms are those of
+    # the W_dec that is written, so a scale folded into that too would change them
+    own = cfg.architecture == "topk" and not isinstance(cfg.input_norm, Scale)
+    cfg, tensors = fold(cfg, tensors, norms=not (own and cfg.decoder_norm == "scale"))
+    name = _name_of(cfg)
     out = {key: value for key, value in tensors.items() if key != "W_enc_rows"}
     out["W_enc"] = tensors["W_enc_rows"].T
     if cfg.skip:
@@ -302,7 +294,7 @@ def express(cfg: SAEConfig, tensors: dict[str, Tensor]) -> tuple[dict[str, Any],
     return data, out
 
 
-def _name_of(cfg: SAEConfig, tensors: dict[str, Tensor]) -> str:
+def _name_of(cfg: SAEConfig) -> str:
     """SAELens' architecture for a spec. Raises CannotConvert where there is none."""
     wanted = {"architecture": cfg.architecture} | {
         key: True for key in ("skip", "signed") if getattr(cfg, key)
@@ -314,24 +306,21 @@ def _name_of(cfg: SAEConfig, tensors: dict[str, Tensor]) -> str:
         and name.endswith("transcoder") == cfg.is_transcoder
     ]
     norm, what = cfg.input_norm, "a transcoder" if cfg.is_transcoder else "an SAE"
-    # ReLU changes nothing above a threshold that is not negative
-    cuts = cfg.architecture == "jumprelu" and bool((tensors["threshold"] >= 0).all())
-    scaled = cfg.decoder_norm == "scale" and cfg.architecture == "topk"
-    reasons = [
-        (not names, f"the architecture {cfg.architecture} of {what}"),
-        (not (cfg.relu_after or cfg.signed or cuts), f"{cfg.architecture} without ReLU"),
-        (cfg.decoder_norm != "none" and not scaled, f"decoder_norm {cfg.decoder_norm}"),
-        (
-            isinstance(norm, LayerNorm) and norm != NORMS["layer_norm"],
-            "a layer_norm other than with eps 1e-5 and ddof 1",
-        ),
-        (isinstance(norm, Scale) and scaled, "a scale together with decoder_norm"),
-        (cfg.is_transcoder and norm is not None, "a transcoder's normalisation"),
-        (cfg.is_transcoder and cfg.subtract_b_dec, "a transcoder that subtracts b_dec"),
-        (cfg.input_bias, "an input bias of its own"),
-    ]
-    if lacking := [reason for wrong, reason in reasons if wrong]:
-        raise CannotConvert(f"SAELens cannot express {' nor '.join(lacking)}")
+    rescaled = cfg.decoder_norm == "scale" and cfg.architecture == "topk"
+    refuse(
+        "SAELens",
+        [
+            (not names, f"the architecture {cfg.architecture} of {what}"),
+            *norm_reasons(cfg.model_copy(update={"decoder_norm": "none"}) if rescaled else cfg),
+            (
+                isinstance(norm, LayerNorm) and norm != NORMS["layer_norm"],
+                "a layer_norm other than with eps 1e-5 and ddof 1",
+            ),
+            (cfg.is_transcoder and norm is not None, "a transcoder's normalisation"),
+            (cfg.is_transcoder and cfg.subtract_b_dec, "a transcoder that subtracts b_dec"),
+            (cfg.input_bias, "an input bias of its own"),
+        ],
+    )
     return names[0]
 
 

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from saezoo.config import Point, SAEConfig, Site
 from saezoo.entry import Entry
-from saezoo.errors import CannotConvert, FormatError
+from saezoo.errors import FormatError
 from saezoo.formats import Weights
+from saezoo.formats._fold import fold, refuse, shared_reasons
 from saezoo.formats._tensors import (
     expect_facts,
     read_json,
@@ -102,16 +103,12 @@ def write(cfg: SAEConfig, tensors: dict[str, Tensor], folder: Path) -> None:
     """Write cfg.json and sae.safetensors. Raises CannotConvert with what sparsify cannot
     express.
     """
-    reasons = [
-        (cfg.architecture not in ("topk", "groupmax"), f"the architecture {cfg.architecture}"),
-        (cfg.input_norm is not None, "a normalisation of the input"),
-        (cfg.input_bias, "an input bias of its own"),
-        (cfg.decoder_norm != "none", f"decoder_norm {cfg.decoder_norm}"),
-        ((cfg.d_out or cfg.d_in) != cfg.d_in, f"d_out {cfg.d_out} other than d_in {cfg.d_in}"),
-        (not cfg.relu_after and not cfg.signed, f"{cfg.architecture} without ReLU"),
-    ]
-    if lacking := [what for wrong, what in reasons if wrong]:
-        raise CannotConvert(f"sparsify cannot express {' nor '.join(lacking)}")
+    cfg, tensors = fold(cfg, tensors)
+    chooses = cfg.architecture in ("topk", "groupmax")
+    refuse(
+        "sparsify",
+        [(not chooses, f"the architecture {cfg.architecture}"), *shared_reasons(cfg)],
+    )
     data = {
         "activation": cfg.architecture,
         "expansion_factor": max(1, cfg.d_sae // cfg.d_in),

@@ -2,7 +2,6 @@
 
 import torch
 
-from tests.origins import evo2
 from tests.origins._origin import D, N, Origin, draw
 
 
@@ -56,5 +55,4 @@ ORIGINS = [
         "qresearch", "deepseek_r1", "DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt", tensors(*QRESEARCH)
     ),
     variant("bfloat16 file", "deepseek_r1", "SAE-l9.pt", tensors(*QRESEARCH, torch.bfloat16)),
-    *evo2.ORIGINS,
 ]

@@ -8,7 +8,7 @@ fills it again.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from pydantic import NonNegativeInt
@@ -62,11 +62,20 @@ class Buffer:
         self._order = torch.empty(0, dtype=torch.int64)
         self._filled = 0
         self._next_begins, self._next_skip = self.place.begins, self.place.skip
+
+    def begin(self, progress: Callable[[int], None] = lambda _tokens: None) -> None:
+        """Fill the first block. progress is told how much of it there is, and may raise to stop."""
         self._advance(self.place.skip)
+        size = self._size(self.place.block)
+        while self._filled < size:
+            self._fill(min(self._filled + self.batch, size), size)
+            progress(self._filled)
         self._begin_block(self.place.block, self.place.used)
 
     def next(self) -> Tensor:
         """The next batch (batch, d), float32, raw units."""
+        if self._rest is None:
+            self.begin()
         if self.place.used == self._size(self.place.block) // self.batch:
             self._begin_block(self.place.block + 1, 0)
         used = self.place.used
@@ -77,6 +86,11 @@ class Buffer:
         size, following = self._size(self.place.block), self._size(self.place.block + 1)
         self._fill(following * (used + 1) * self.batch // size, following)
         return x
+
+    @property
+    def block_tokens(self) -> int:
+        """Activations of the block that batches are drawn from."""
+        return self._size(self.place.block)
 
     def _size(self, block: int) -> int:
         """Activations in a block: the last is shorter, and after it there is none."""
@@ -99,7 +113,8 @@ class Buffer:
     def _fill(self, wanted: int, size: int) -> None:
         """Bring the next block, which is to have `size` activations, to at least `wanted`."""
         while self._filled < wanted:
-            if self._rest is None or self._chunk_used == len(self._rest):
+            assert self._rest is not None
+            if self._chunk_used == len(self._rest):
                 self._advance(0)
                 continue
             if not self._filled:

@@ -34,8 +34,7 @@ A {architecture} sparse autoencoder with {d_sae:,} features, {sparsity}, on the 
 ```python
 from saezoo import load_sae
 
-sae = load_sae("{load}")
-features = sae.encode_sparse(x)  # x: (…, {d_in}) activations at the site
+{use}
 ```
 
 ## What it was trained on
@@ -53,12 +52,22 @@ tokens that training left out; the losses are over every position.
 {rows}
 
 ## Limits
-What was left out it has never seen: there its reconstruction means nothing. `stats.safetensors` has
-`density` and `max_activation` of each feature over {stats_tokens} training tokens;
-`golden.safetensors` has inputs and what the SAE makes of them.
+What was left out it has never seen: there its reconstruction means nothing. {files}
 
 Licence: {licence}.
 """
+
+
+USE = """sae = load_sae("{load}")
+features = sae.encode_sparse(x)  # x: (…, {d_in}) activations at the site"""
+FILES = """`stats.safetensors` has
+`density` and `max_activation` of each feature over {stats_tokens} training tokens;
+`golden.safetensors` has inputs and what the SAE makes of them."""
+
+CUSTOM_USE = """from {module_of_class} import {name_of_class}  # its author's own code
+
+sae = load_sae("{load}", custom={name_of_class})"""
+CUSTOM_FILES = "Its architecture\nis its author's own: saezoo measured nothing of it."
 
 
 def describe(cfg: SAEConfig) -> str:
@@ -94,6 +103,10 @@ def describe(cfg: SAEConfig) -> str:
         ),
         "licence": cfg.origin.licence or "not stated",
     }
+    use, files = (CUSTOM_USE, CUSTOM_FILES) if cfg.custom else (USE, FILES)
+    if cfg.custom:
+        values["module_of_class"], _, values["name_of_class"] = cfg.custom.name.partition(":")
+    values |= {"use": use.format_map(values), "files": files.format_map(values)}
     return TEXT.format_map(values)
 
 

@@ -85,7 +85,7 @@ class Optimiser(Spec):
 
     lr: PositiveFloat | None = None
     """None: 1e-3 * sqrt(5120 / d_sae). The law 1 / sqrt(d_sae) is that of Gao et al. 2024 (arXiv
-    2406.04093, section 2.2 and appendix A); the constant was found on runs of some million tokens.
+    2406.04093, section 2.2 and appendix A); the constant is that of the bundled SAE's run.
     """
     warmup_steps: NonNegativeInt = 200
     """Steps over which the rate rises."""

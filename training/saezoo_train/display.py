@@ -144,7 +144,8 @@ class Panel(Watch):
             ProgressBar(total=1.0, completed=share, complete_style="cyan", finished_style="cyan"),
             f"{share:4.0%}",
         )
-        rate = f"{clock.speed:,.0f} {self.unit}/s" if clock.done else ""
+        speed = f"{clock.speed:,.{0 if clock.speed >= 10 else 1}f}"
+        rate = f"{speed} {self.unit}/s" if clock.done else ""
         left = f"{duration(clock.left)} left" if clock.left is not None else ""
         line.add_row(
             "",

@@ -25,7 +25,7 @@ from saezoo_train.config import Recipe
 from saezoo_train.data import Document, Words
 
 GOLDEN_TOKENS = 32
-STATS_TOKENS = 1_000_000
+STATS_TOKENS = 250_000
 """Training activations that densities and largest activations are of, at most."""
 NOISE = (1e-3, 1e-4, 1e-5)
 """Sizes of disturbances, as a share of an activation's norm, that must not change which features
@@ -39,7 +39,7 @@ def fold(
     recipe: Recipe, site: Site, model: Architecture, median_norm: float
 ) -> tuple[SAEConfig, dict[str, Tensor]]:
     """Spec and tensors for raw activations on the CPU, matrices rounded to the recipe's
-    `save_dtype`, the rest float32.
+    `save_dtype`, the rest float32. Those of an architecture of one's own stay as they are.
     """
     rule = recipe.tokens.model_copy(update={"median_norm": median_norm})
     notes = {
@@ -55,8 +55,10 @@ def fold(
         "origin": recipe.origin or Origin(),
         "notes": notes,
     }
-    cfg, tensors = model.to_native(facts)
+    cfg, tensors = model.export(facts)
     dtype = getattr(torch, recipe.save_dtype)
+    if cfg.custom is not None:
+        return cfg, {name: value.detach().cpu() for name, value in tensors.items()}
     return cfg, {
         name: (value.to(dtype) if value.dim() == 2 else value).detach().cpu()
         for name, value in tensors.items()
@@ -86,7 +88,7 @@ def held_out_pieces(
 
 
 def measure(
-    sae: SAE,
+    sae: Any,
     model: nn.Module,
     tokenizer: Any,
     pieces: list[list[int]],
@@ -104,12 +106,12 @@ def measure(
     return measured[""].metrics
 
 
-def pca_directions(sae: SAE) -> int:
+def pca_directions(sae: Any) -> int:
     """How many principal components to compare with: k, where there is one."""
     return min(sae.cfg.k or 32, sae.d_in - 1)
 
 
-def measure_rows(sae: SAE, rows: Iterator[Tensor], max_norm: float) -> Facts:
+def measure_rows(sae: Any, rows: Iterator[Tensor], max_norm: float) -> Facts:
     """What can be measured on held-out activations without their text: FVU, L0, dead features and
     PCA.
     """
@@ -130,13 +132,16 @@ def measure_rows(sae: SAE, rows: Iterator[Tensor], max_norm: float) -> Facts:
     }
 
 
-def feature_stats(sae: SAE, batches: Iterable[Tensor]) -> tuple[dict[str, Tensor], int]:
+def feature_stats(
+    sae: Any, batches: Iterable[Tensor], progress: Callable[[int], None] = lambda _tokens: None
+) -> tuple[dict[str, Tensor], int]:
     """density and max_activation, both (d_sae,) float32, over training activations, and how many
     these were.
     """
     sums = ReconstructionSums(sae.d_in, sae.d_sae)
     for x in batches:
         sums.add(sae, x)
+        progress(sums.tokens)
     return {"density": sums.density, "max_activation": sums.strongest}, sums.tokens
 
 
@@ -144,14 +149,17 @@ def write_result(
     cfg: SAEConfig, tensors: dict[str, Tensor], facts: Facts, x: Tensor, stats: dict, out: Path
 ) -> None:
     """Write the native folder `out`: the spec with its metrics, weights, golden outputs for some of
-    the activations x (tokens, d_in), stats and README.
+    the activations x (tokens, d_in), stats and README. An architecture of one's own has no golden
+    outputs: saezoo alone cannot compute them.
     """
     cfg = cfg.model_copy(update={"metrics": facts})
-    sae = build_sae(cfg, tensors)
     with new_folder(out, "native") as work:
         native.write(cfg, tensors, work)
-        write_golden(sae, decided_tokens(sae, x.float())[:GOLDEN_TOKENS], work)
-        save_file(stats, work / "stats.safetensors")
+        if cfg.custom is None:
+            sae = build_sae(cfg, tensors)
+            write_golden(sae, decided_tokens(sae, x.float())[:GOLDEN_TOKENS], work)
+        if stats:
+            save_file(stats, work / "stats.safetensors")
         (work / "README.md").write_text(describe(cfg), encoding="utf-8")
 
 

@@ -89,18 +89,23 @@ def _curve(
     axis.plot(x, y, color=INK, linewidth=1.4)
     axis.set_title(title, loc="left", fontsize=10)
     axis.set_xlabel("tokens", fontsize=8, color=GREY)
+    axis.set_xlim(0, x[-1] * 1.02)
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.xaxis.set_major_locator(MaxNLocator(5))
-    if scale == "log" and min(y) > 0:
+    low, high = min(y), max(y)
+    if scale == "log" and low > 0:
         axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        subs = (1.0, 2.0, 3.0, 5.0, 7.0) if high < 20 * low else (1.0, 2.0, 5.0)
+        axis.yaxis.set_major_locator(LogLocator(subs=subs if high < 200 * low else (1.0,)))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.minorticks_off()
+        axis.set_ylim(low * 0.9, high * 1.1)
     else:
-        low, high = min(y), max(y)
-        room = 0.08 * (high - low) or max(abs(high) * 0.1, 1e-9)
-        axis.set_ylim(min(0.0, low) if low < high * 0.5 else low - room, high + room)
+        # from 0, so that the height of a curve says something
+        axis.set_ylim(min(0.0, 1.1 * low), 1.1 * high if high > 0 else 1.0)
         axis.yaxis.set_major_locator(MaxNLocator(4))
+        axis.yaxis.set_major_formatter(EngFormatter(sep="") if high >= 1000 else "{x:g}")
     axis.grid(axis="y", color="#e6e6e6", linewidth=0.6)
     axis.tick_params(labelsize=8, colors="#444444", length=2)
     for side in ("top", "right"):

@@ -71,6 +71,8 @@ def prepare(recipe: Recipe, watch: Watch) -> Prepared:
     watch.note(host.took)
     model = host.model.to(device)
     site = find_site(model, recipe.site)
+    if site.quantisation is None and "Q4_1 GGUF" in host.took:
+        site = site.model_copy(update={"quantisation": "Q4_1 GGUF, dequantised to float32"})
     refuse_long_contexts(recipe, model)
     watch.phase("reading the held-out documents", None)
     texts = held_out_documents(recipe.data)

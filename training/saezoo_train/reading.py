@@ -57,6 +57,8 @@ def read_recipe(
 
     Raises ConfigError in one line that names each wrong key and value.
     """
+    if isinstance(source, Recipe) and not changes:
+        return source
     if isinstance(source, Recipe):
         where, data, near = "recipe", source.model_dump(mode="json"), None
     elif isinstance(source, Mapping):

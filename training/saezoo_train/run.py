@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from saezoo.errors import Stopped
-from saezoo.sae import build_sae
 from saezoo_train.activations import ModelSource, Position, ShardSource, Source
 from saezoo_train.buffer import Buffer, BufferPlace
 from saezoo_train.checkpoint import last_checkpoint, save_checkpoint
@@ -40,7 +39,7 @@ from saezoo_train.moments import (
     measure_moments,
     to_setting,
 )
-from saezoo_train.own import find_architecture
+from saezoo_train.own import find_architecture, to_measure
 from saezoo_train.preflight import Needs, refuse_no_room
 from saezoo_train.prepare import Prepared, prepare, rows_up_to
 from saezoo_train.reading import read_recipe
@@ -125,13 +124,15 @@ def _run(ready: Prepared, folder: RunFolder, fresh: bool, watch: Watch, stop: St
         run, state = trainer.state()
         save_checkpoint(folder.path, run | {"moments": numbers}, state, setting)
 
+    if trainer.step < recipe.steps:
+        watch.phase("filling the buffer", trainer.buffer.block_tokens)
+        trainer.buffer.begin(_stoppable(watch, stop))
     watch.phase("training", recipe.steps * recipe.batch, trainer.step * recipe.batch)
     try:
         trainer.run(row=row, save=save, progress=watch.progress, stop=stop)
     finally:
         log.close()
-    watch.phase("measuring", len(ready.pieces) or None, unit="contexts")
-    facts = _finish(ready, trainer, moments, source, folder, _stoppable(watch, stop))
+    facts = _finish(ready, trainer, moments, source, folder, watch, stop)
     folder.finish(facts)
     return Trained(folder.out, facts, resumed_at)
 
@@ -156,7 +157,6 @@ def _trainer(
         watch.note(f"going on after step {checkpoint.step:,} of {recipe.steps:,}")
     model = find_architecture(recipe.architecture)(recipe.sae, to_setting(moments, recipe))
     model = model.to(ready.device)
-    watch.phase("filling the buffer", None)
     buffer = Buffer(
         source,
         batch=recipe.batch,
@@ -180,30 +180,41 @@ def _finish(
     moments: Moments,
     source: Source,
     folder: RunFolder,
-    progress: Callable[[int], None],
+    watch: Watch,
+    stop: Stop,
 ) -> Facts:
     """Measure the rounded weights and write the result."""
     recipe = ready.recipe
     cfg, tensors = fold(recipe, ready.site, trainer.model, moments.median_norm)
-    sae = build_sae(cfg, tensors)
+    kind = type(trainer.model)
     max_norm = moments.max_norm(recipe.tokens.max_norm_factor)
     facts: Facts = {
         "training_tokens": recipe.steps * recipe.batch,
         "held_out_documents": len(ready.pieces),
     }
+    sae = to_measure(cfg, tensors, kind, ready.device)
+    if sae is None:
+        del facts["held_out_documents"]
+        write_result(cfg, tensors, facts, moments.sample_SD, {}, folder.out)
+        return facts
+    progress = _stoppable(watch, stop)
     if ready.model is not None:
-        sae_there = build_sae(cfg, {key: value.to(ready.device) for key, value in tensors.items()})
-        found = measure(sae_there, ready.model, ready.tokenizer, ready.pieces, progress)
+        watch.phase("measuring", len(ready.pieces), unit="contexts")
+        found = measure(sae, ready.model, ready.tokenizer, ready.pieces, progress)
         facts = {**found.to_json(), **facts}
-    elif isinstance(source, ShardSource):
+    sae = to_measure(cfg, tensors, kind)
+    if ready.model is None and isinstance(source, ShardSource):
         del facts["held_out_documents"]
         facts = measure_rows(sae, source.held_out(), max_norm) | facts
     # the model would have to read again for more than the sample
-    rows: Iterable[Tensor] = [moments.sample_SD]
+    rows: Iterable[Tensor] = moments.sample_SD.split(4096)
+    watch.phase("counting features", None)
     if isinstance(source, ShardSource):
-        whole = (chunk.x.float() for chunk in source.chunks(Position()))
+        chunks = source.chunks(Position())
+        one_pass = itertools.takewhile(lambda chunk: not chunk.after.epoch, chunks)
+        whole = (chunk.x.float() for chunk in one_pass)
         rows = rows_up_to((x[x.norm(dim=-1) <= max_norm] for x in whole), STATS_TOKENS)
-    stats, facts["stats_tokens"] = feature_stats(sae, rows)
+    stats, facts["stats_tokens"] = feature_stats(sae, rows, progress)
     write_result(cfg, tensors, facts, moments.sample_SD[:GOLDEN_FROM], stats, folder.out)
     return facts
 

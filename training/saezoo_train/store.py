@@ -14,7 +14,7 @@ from saezoo.shards import INDEX, KEYS, ShardIndex, read_index, write_index, writ
 from saezoo_train.activations import Chunk, ModelSource, Position, refuse_too_few, to_dtype
 from saezoo_train.data import fingerprint
 
-SHARD = 65_536
+SHARD = 16_384
 """Activations of a shard, at least: at most so many are lost when a store is stopped."""
 
 

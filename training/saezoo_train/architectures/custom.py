@@ -15,9 +15,9 @@ from saezoo_train.architectures.base import Architecture
 NAME = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
 
 
-def load_architecture(name: str, folder: Path) -> type[Architecture]:
+def load_architecture(name: str, folder: Path | None) -> type[Architecture]:
     """The class `Class` of the module `module` for the name `module:Class`; the module is looked
-    for in `folder`, the recipe's own, and then where Python looks.
+    for in `folder`, the recipe's own, and then where Python looks. None: there alone.
 
     This runs the module. So the name must be what the user wrote in a recipe of theirs: never one
     from a downloaded file, nor from a recipe in a model's folder. Raises ConfigError in one line.
@@ -38,7 +38,7 @@ def load_architecture(name: str, folder: Path) -> type[Architecture]:
         raise ConfigError(f"architecture {name!r}: no {match[2]} in {module.__file__}; {has}")
     if not _is_architecture(found):
         raise ConfigError(
-            f"architecture {name!r}: {match[2]} is not a subclass of "
+            f"architecture {name!r}: {match[2]} is no subclass of "
             "saezoo_train.architectures.Architecture"
         )
     options = getattr(found, "Options", None)
@@ -56,11 +56,12 @@ def _is_architecture(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, Architecture) and value is not Architecture
 
 
-def _import(module_name: str, folder: Path, name: str) -> ModuleType:
+def _import(module_name: str, folder: Path | None, name: str) -> ModuleType:
     """Import a module, from the folder where it has it."""
-    folder = folder.resolve()
     top = module_name.partition(".")[0]
-    ours = (folder / f"{top}.py").exists() or (folder / top).is_dir()
+    if folder is not None:
+        folder = folder.resolve()
+    ours = folder is not None and ((folder / f"{top}.py").exists() or (folder / top).is_dir())
     if ours and str(folder) not in sys.path:
         # it stays there: the module may import its neighbours later
         sys.path.insert(0, str(folder))
@@ -73,8 +74,10 @@ def _import(module_name: str, folder: Path, name: str) -> ModuleType:
         ) from None
     except ImportError as error:
         if error.name == module_name:
+            beside = f"beside the recipe in {folder}, or " if folder else ""
             raise ConfigError(
-                f"architecture {name!r}: no module {module_name} in {folder} or where Python looks"
+                f"architecture {name!r}: there is no {module_name}; {top}.py should lie {beside}"
+                "where Python finds modules"
             ) from None
         raise ConfigError(f"architecture {name!r}: importing it fails: {error}") from None
     file = Path(module.__file__).resolve() if module.__file__ else None

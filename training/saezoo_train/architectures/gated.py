@@ -2,7 +2,7 @@
 arXiv 2404.16014): one affine map decides which latents are on, another how much.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,12 @@ from saezoo_train.ops import Active, at_latents, decode_at, encode_at, select_ab
 class GatedOptions(DictionaryOptions):
     """A Gated SAE with unit-norm decoder rows."""
 
-    l1_coefficient: float = Field(default=0.2, ge=0)
+    encoder_init: Literal["decoder", "matched"] = "matched"
+    """See DictionaryOptions. About half of the gates are open at the start, so that a plain copy
+    begins at many times the length of the data: after 250 steps on SmolLM2 activations it had an
+    FVU of 0.42 at L0 45, this one 0.26 at 59.
+    """
+    l1_coefficient: float = Field(default=0.3, ge=0)
     """Weight of the L1 norm of the gates' pre-activations (lambda in the paper's equation 8): loss
     in units of FVU for gates in units of inputs of mean norm 1. Decides the sparsity.
     """
