@@ -273,7 +273,8 @@ def _all_left_out(name: str, dropped: Dropped) -> str:
 def _result(part: Part, losses: dict[str, Any], contexts_run: int, text: str) -> Evaluation:
     """Everything put together."""
     sums, dropped = part.sums, part.dropped
-    pca_k = (part.sae.cfg.k or max(round(sums.l0), 1)) if part.pca else None
+    most = len(sums.total) - 1
+    pca_k = min(part.sae.cfg.k or max(round(sums.l0), 1), most) if part.pca else None
     metrics = Metrics(
         fvu=_known(sums.fvu),
         explained_variance=_known(1 - sums.fvu),
