@@ -16,6 +16,9 @@ from saezoo.formats import split_part
 EXAMPLES = 200
 """Broken checkpoints of each format that are looked at in every run of the tests."""
 
+EXAMPLES_OF_SEVERAL = 40
+"""The same of each kind of what spans several layers or models (tests/test_multi_hostile.py)."""
+
 Tensors = dict[str, Tensor]
 
 

@@ -154,6 +154,11 @@ FOLDED = [
     ("dictionary_learning", JUMP | {"decoder_norm": "scale"}),
     ("gemma_scope", JUMP | {"decoder_norm": "rank", "input_norm": {"kind": "scale", "factor": 5}}),
     ("gemma_scope", PLAIN | {"decoder_norm": "scale"}),
+    ("circuit_tracer", JUMP | {"decoder_norm": "rank", "relu_after": False}),
+    (
+        "circuit_tracer",
+        PLAIN | {"decoder_norm": "scale", "input_norm": {"kind": "scale", "factor": 3}},
+    ),
 ]
 
 
