@@ -34,7 +34,8 @@ FUZZ = """
 Every run of the tests looks at {examples} broken checkpoints of each format, {total:,} in all:
 {damages}.
 Each must be refused in one line by a `SaezooError`, or load an SAE that computes what its authors'
-formula makes of the file; with `verify=True`, NaN and infinity are `NotFinite`.
+formula makes of the file; with `verify=True`, NaN and infinity are `NotFinite`. Of what spans
+several layers or models it is {several} with bytes replaced, of each kind.
 """
 
 
@@ -44,23 +45,28 @@ def formats_page() -> str:
     """
     from saezoo.formats import FORMATS
     from saezoo.numerics import TOLERANCE
-    from tests.damage import DAMAGES, EXAMPLES
-    from tests.origins import ALL
+    from tests.damage import DAMAGES, EXAMPLES, EXAMPLES_OF_SEVERAL
+    from tests.origins import ALL, SEVERAL
 
     # sums in an order that no other process and no number of cores decides
     torch.set_num_threads(1)
-    rows, reasons = _matrix(ALL)
+    rows, reasons = _matrix([*ALL, *SEVERAL])
     damages = ";\n".join(str(damage.__doc__) for damage in DAMAGES)
     fuzzed = len({origin.format for origin in ALL})
     return "".join(
         [
             HEAD,
             _table(FORMATS),
-            MATRIX.format(count=len(ALL), tolerance=TOLERANCE[torch.float32]),
+            MATRIX.format(count=len(ALL) + len(SEVERAL), tolerance=TOLERANCE[torch.float32]),
             *rows,
             "\n### Why not\n",
             *[f"{number}. {reason}\n" for number, reason in enumerate(reasons, 1)],
-            FUZZ.format(examples=EXAMPLES, total=EXAMPLES * fuzzed, damages=damages),
+            FUZZ.format(
+                examples=EXAMPLES,
+                total=EXAMPLES * fuzzed,
+                damages=damages,
+                several=EXAMPLES_OF_SEVERAL,
+            ),
             "\n## What each computes\n",
             *[_section(name, form) for name, form in FORMATS.items()],
         ]
@@ -73,7 +79,11 @@ def _table(formats: dict[str, Any]) -> str:
     ]
     for name, form in formats.items():
         files = " + ".join(f"`{item}`" for item in form.files)
-        more = "".join(f", `{item}`" for item in form.optional)
+        if form.one_of:
+            files += " + " + " or ".join(f"`{item}`" for item in form.one_of)
+        layers = [item for item in form.layer_files if name != "native"]
+        files += "".join(f", `{item}` of each layer" for item in layers)
+        more = "".join(f", `{item}`" for item in form.optional if item not in form.files)
         ends = ", ".join(f"`*{item}`" for item in form.suffixes)
         written = "yes" if form.writable else ""
         some = f" (and{more[1:]} if there)" if more and files else ""
@@ -110,6 +120,7 @@ def _outcomes(origin: Any, targets: list[str]) -> list[str]:
     from saezoo.convert import convert_sae
     from saezoo.errors import CannotConvert
     from saezoo.load import load_sae
+    from tests.origins._multi import MultiOrigin
 
     outcomes = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -117,11 +128,14 @@ def _outcomes(origin: Any, targets: list[str]) -> list[str]:
         path = origin.write(folder / "source", origin.tensors(torch.Generator().manual_seed(0)))
         for to in targets:
             try:
-                convert_sae(path, folder / to, to)
+                proof = convert_sae(path, folder / to, to)
             except CannotConvert as error:
-                outcomes.append(str(error).replace(f"{path}: ", ""))
+                outcomes.append(str(error).replace(f"{path}: ", "").replace(f"{path} is ", ""))
                 continue
-            same = _equal(load_sae(path), load_sae(folder / to))
+            if isinstance(origin, MultiOrigin):
+                same = proof.difference == 0
+            else:
+                same = _equal(load_sae(path), load_sae(folder / to))
             outcomes.append("exact" if same else "within tolerance")
     return outcomes
 

@@ -56,20 +56,16 @@ def readme() -> str:
 
 def zoo_page() -> str:
     """docs/zoo.md: a row for every release, totals, and what is only known of."""
-    from saezoo.formats import is_read
     from saezoo.index import make_index
 
     index = make_index()
     releases, rows = index["releases"], index["rows"]
     first = {row["release"]: row for row in reversed(rows)}
-    lines = [
-        _zoo_row(name, facts, first.get(name, {}), is_read(facts["format"]))
-        for name, facts in releases.items()
-    ]
+    lines = [_zoo_row(name, facts, first.get(name, {})) for name, facts in releases.items()]
     count = Counter(row["format"] for row in rows)
     formats = Counter(facts["format"] for facts in releases.values())
     totals = [
-        f"| {name} | {_word(is_read(name))} | {count[name]:,} | {formats[name]} |\n"
+        f"| {name} | {_word(name)} | {count[name]:,} | {formats[name]} |\n"
         for name in sorted(formats, key=lambda name: -count[name])
     ]
     known_of = (ROOT / "registry" / "known_of.md").read_text(encoding="utf-8")
@@ -100,7 +96,7 @@ def _totals() -> str:
     )
 
 
-def _zoo_row(name: str, facts: dict[str, Any], first: dict[str, Any], read: bool) -> str:
+def _zoo_row(name: str, facts: dict[str, Any], first: dict[str, Any]) -> str:
     """A release as a row of the table. first: the facts of its first SAE."""
     from saezoo.registry import read_release
 
@@ -110,7 +106,7 @@ def _zoo_row(name: str, facts: dict[str, Any], first: dict[str, Any], read: bool
         "open" if facts["open"] else f"{facts['count']:,}",
         facts["model"] or "",
         facts["format"],
-        _word(read),
+        _word(facts["format"]).partition(":")[0],
         "; ".join(filter(None, (facts["licence"], shared.get("use_restriction"))))
         + (" (gated)" if shared.get("gated") else ""),
         _link(facts["source"] or first.get("source", ""))
@@ -119,8 +115,10 @@ def _zoo_row(name: str, facts: dict[str, Any], first: dict[str, Any], read: bool
     return f"| {' | '.join(cells)} |\n"
 
 
-def _word(read: bool) -> str:
-    return "yes" if read else "not yet"
+def _word(name: str) -> str:
+    from saezoo.formats import REFUSED, is_read
+
+    return "yes" if is_read(name) else f"no: {REFUSED[name]}" if name in REFUSED else "no"
 
 
 def _link(source: str) -> str:

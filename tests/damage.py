@@ -11,8 +11,13 @@ from random import Random
 import torch
 from torch import Tensor
 
+from saezoo.formats import split_part
+
 EXAMPLES = 200
 """Broken checkpoints of each format that are looked at in every run of the tests."""
+
+EXAMPLES_OF_SEVERAL = 40
+"""The same of each kind of what spans several layers or models (tests/test_multi_hostile.py)."""
 
 Tensors = dict[str, Tensor]
 
@@ -131,6 +136,7 @@ def write(origin, folder: Path, tensors: Tensors) -> Broken:
 
 def files(path: Path) -> list[Path]:
     """What can be broken of a checkpoint: the file, or all of its folder."""
+    path, _ = split_part(path)
     found = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
     return [file for file in found if file.stat().st_size]
 

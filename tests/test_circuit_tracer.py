@@ -500,7 +500,10 @@ CANNOT = {
     "input bias": ({"architecture": "relu", "input_bias": True}, "an input bias subtracted"),
     "norm": ({"architecture": "relu", "input_norm": {"kind": "layer_norm"}}, "a normalisation"),
     "width": ({"architecture": "relu", "d_out": 9}, "d_out 9"),
-    "ranked": ({"architecture": "relu", "decoder_norm": "scale"}, "decoder_norm scale"),
+    "ranked": (
+        {"architecture": "topk", "k": 3, "relu_after": False, "decoder_norm": "rank"},
+        "a choice by decoder norm",
+    ),
 }
 
 

@@ -16,6 +16,7 @@ from saezoo.load import load_sae
 from saezoo.numerics import TOLERANCE, close, largest_difference
 from saezoo.save import save_sae
 from tests.origins import (
+    SEVERAL,
     finetuning_crosscoder,
     gemma_scope_2_multi,
     kissane_crosscoder,
@@ -24,15 +25,8 @@ from tests.origins import (
 )
 from tests.origins._multi import D, L, N
 
-ORIGINS = [
-    *gemma_scope_2_multi.ORIGINS,
-    *mntss_clt.ORIGINS,
-    *llamascopium_multi.ORIGINS,
-    *finetuning_crosscoder.ORIGINS,
-    *kissane_crosscoder.ORIGINS,
-]
-LAYERED = [origin for origin in ORIGINS if origin.layered]
-each_origin = pytest.mark.parametrize("origin", ORIGINS, ids=str)
+LAYERED = [origin for origin in SEVERAL if origin.layered]
+each_origin = pytest.mark.parametrize("origin", SEVERAL, ids=str)
 each_layered = pytest.mark.parametrize("origin", LAYERED, ids=str)
 
 
@@ -128,7 +122,7 @@ def test_a_layer_by_name_is_exactly_that_layer(origin, layer, tmp_path):
 
 
 def test_features_of_a_layer_whose_k_is_of_all_layers_are_refused_with_the_reason(tmp_path):
-    origin = next(o for o in ORIGINS if o.name == "clt, topk of all layers")
+    origin = next(o for o in SEVERAL if o.name == "clt, topk of all layers")
     path, whole, _ = load(origin, tmp_path)
     with pytest.raises(ConfigError, match="chosen among all layers"):
         load_sae(path / "layer_1")
@@ -239,7 +233,7 @@ def test_a_crosscoder_refuses_partial_inputs_and_features_of_another_kind(tmp_pa
             model(x)
     with pytest.raises(InputError, match=r"expected \(…, 16\)"):
         model.decode(torch.ones(2, L, N + 1))
-    each = next(o for o in ORIGINS if o.name == "crosscoder, each token normalised")
+    each = next(o for o in SEVERAL if o.name == "crosscoder, each token normalised")
     model = load(each, tmp_path, dtype=torch.float32)[1]
     with pytest.raises(InputError, match="normalises every token"):
         model.decode(model.encode(torch.ones(2, L, D)))
@@ -268,7 +262,7 @@ def test_small_tensors_stay_float32_whatever_the_dtype(origin, dtype, tmp_path):
 
 
 def test_sixteen_bit_files_are_computed_in_float32_on_a_cpu_and_never_cast_as_a_whole(tmp_path):
-    origin = next(o for o in ORIGINS if o.name == "bfloat16" and o.format == "mntss_clt")
+    origin = next(o for o in SEVERAL if o.name == "bfloat16" and o.format == "mntss_clt")
     path, _, tensors = load(origin, tmp_path, dtype=torch.float32)
     model = load_sae(path)
     assert model.dtype == torch.float32

@@ -25,6 +25,7 @@ from saezoo.errors import (
 from saezoo.formats import format_module
 from saezoo.load import load_sae
 from saezoo.save import save_sae
+from tests.damage import EXAMPLES_OF_SEVERAL
 from tests.origins import (
     finetuning_crosscoder,
     gemma_scope_2_multi,
@@ -243,7 +244,7 @@ def written(what, folder):
 
 
 @pytest.mark.parametrize("what", FUZZED, ids=str)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=EXAMPLES_OF_SEVERAL, deadline=None)
 @given(data=st.data())
 def test_any_damage_ends_in_a_saezoo_error_or_a_module_of_sound_shapes(
     what, data, tmp_path_factory

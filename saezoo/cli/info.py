@@ -17,15 +17,16 @@ def info(name: str, cache_dir: str | None, as_json: bool) -> None:
     Example: saezoo info openai-gpt2-small/resid_post_mlp_v5_32k/8
     """
     from saezoo.find import find_sae
-    from saezoo.formats import is_read
+    from saezoo.formats import is_read, unread_format
     from saezoo.hub import peek
 
     entry = find_sae(name, cache_dir=cache_dir)
     facts = entry.to_json()
-    if is_read(entry.format):
+    if entry.format is None or is_read(entry.format):
         cached = peek(entry, cache_dir=cache_dir)
     else:
-        cached = f"its format {entry.format} is known but not read yet"
+        why = unread_format(entry.format, entry.name)
+        cached = str(why).removeprefix(f"{entry.name}: ")
     if as_json:
         print_json(facts | {"name": entry.name, "cached": cached})
         return

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from saezoo.config import SAEConfig, Site
 from saezoo.entry import Entry
-from saezoo.errors import CannotConvert, FormatError
+from saezoo.errors import FormatError
 from saezoo.formats import FORMATS, Weights
+from saezoo.formats._fold import fold, refuse
 from saezoo.formats._hooks import site_of_hook
 from saezoo.formats._stream import stream_safetensors
 from saezoo.formats._tensors import (
@@ -93,13 +94,14 @@ def write(cfg: SAEConfig, tensors: dict[str, Tensor], folder: Path) -> None:
     """
     import yaml
 
+    cfg, tensors = fold(cfg, tensors)
     subtracted = tensors["b_dec" if cfg.subtract_b_dec else "b_in"] if _subtracts(cfg) else None
     reasons = [
         (cfg.architecture not in ACTIVATIONS, f"the architecture {cfg.architecture}"),
         (cfg.architecture == "topk" and cfg.relu_after, "ReLU after topk"),
         (cfg.signed, "a choice by magnitude"),
         (cfg.input_norm is not None, "a normalisation of the input"),
-        (cfg.decoder_norm != "none", f"decoder_norm {cfg.decoder_norm}"),
+        (cfg.decoder_norm != "none", f"a choice by decoder norm (decoder_norm {cfg.decoder_norm})"),
         ((cfg.d_out or cfg.d_in) != cfg.d_in, f"d_out {cfg.d_out} other than d_in {cfg.d_in}"),
         # folded into b_enc it would lose digits where one activation dwarfs the others
         (
@@ -107,8 +109,7 @@ def write(cfg: SAEConfig, tensors: dict[str, Tensor], folder: Path) -> None:
             f"{'b_dec' if cfg.subtract_b_dec else 'an input bias'} subtracted from the input",
         ),
     ]
-    if lacking := [what for wrong, what in reasons if wrong]:
-        raise CannotConvert(f"circuit_tracer cannot express {' nor '.join(lacking)}")
+    refuse("circuit_tracer", reasons)
     out = {
         "W_enc": tensors["W_enc_rows"],
         **{name: tensors[name] for name in ("b_enc", "W_dec", "b_dec")},

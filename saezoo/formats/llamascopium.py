@@ -125,10 +125,10 @@ def read_named(
     raw = read_state_dict(file, inside="sae")
     refuse_glu(data, raw, where)
     name = data.get("act_fn", "relu")
-    name = name.lower() if isinstance(name, str) else name
+    name = name.lower() if isinstance(name, str) else str(name)
     if name not in activations:
         known = ", ".join(activations)
-        raise FormatError(f"{where}: act_fn {name!r} cannot be read here; there are {known}")
+        raise FormatError(f"{where}: act_fn {name[:80]!r} cannot be read here; there are {known}")
     norms = {str(key): raw.pop(key) for key in list(raw) if str(key).startswith(NORM)}
     tensors = _tensors(raw, names, data, file, jumps=name == "jumprelu")
     d_sae, d_in = tensors["W_enc_rows"].shape

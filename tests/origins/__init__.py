@@ -1,5 +1,6 @@
-"""The origins of every format, each variant as an `Origin`: ALL is collected from the modules here,
-so that a new one needs no list to be added to.
+"""The origins of every format, each variant as an `Origin` (ALL) or, of several layers or models, a
+`MultiOrigin` (SEVERAL): both are collected from the modules here, so that a new one needs no list
+to be added to.
 """
 
 import importlib
@@ -7,12 +8,14 @@ import pkgutil
 
 
 def __getattr__(name):
-    """ALL, made when it is first asked for: a test of one format imports that origin alone."""
-    if name != "ALL":
+    """Made when first asked for: a test of one format imports that origin alone."""
+    if name not in ("ALL", "SEVERAL"):
         raise AttributeError(name)
     from saezoo.formats import FORMATS
+    from tests.origins._multi import MultiOrigin
     from tests.origins._origin import Origin
 
+    kind = Origin if name == "ALL" else MultiOrigin
     modules = [
         importlib.import_module(f"{__name__}.{found.name}")
         for found in pkgutil.iter_modules(__path__)
@@ -22,7 +25,7 @@ def __getattr__(name):
         origin
         for module in modules
         for origin in getattr(module, "ORIGINS", ())
-        if isinstance(origin, Origin) and origin.format in FORMATS
+        if isinstance(origin, kind) and origin.format in FORMATS
     ]
     order = list(FORMATS)
     return sorted(found, key=lambda origin: order.index(origin.format))

@@ -61,7 +61,7 @@ def encode(t, x, act="relu"):
     if act == "topk":
         index = pre.topk(K, dim=-1).indices
         return pre * torch.zeros_like(pre).scatter(-1, index, 1)
-    if act == "jumprelu":
+    if act == "jumprelu" and THRESHOLD in t:
         return pre * (pre > t[THRESHOLD].to(x.dtype))
     return torch.relu(pre)
 

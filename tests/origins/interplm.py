@@ -43,13 +43,19 @@ def norm_of(x):
     return x.norm(dim=-1, keepdim=True).clamp(min=1e-8)
 
 
-def encode(t, x, *, root_d=False):
+def says_root_d(t):
+    return bool(t.get("normalize_to_sqrt_d", False))
+
+
+def encode(t, x, *, root_d=None):
     """As forward and encode_feat_subset do: normalised first, features not rescaled."""
+    root_d = says_root_d(t) if root_d is None else root_d
     z = torch.nn.functional.normalize(x, dim=-1) * D**0.5 if root_d else x
     return torch.relu((z - t["bias"]) @ t["encoder.weight"].T + t["encoder.bias"])
 
 
-def forward(t, x, *, root_d=False, unnormalize=True):
+def forward(t, x, *, root_d=None, unnormalize=True):
+    root_d = says_root_d(t) if root_d is None else root_d
     y = encode(t, x, root_d=root_d) @ t["decoder.weight"].T + t["bias"]
     return y * norm_of(x) / D**0.5 if root_d and unnormalize else y
 
@@ -73,16 +79,8 @@ def wrong(**how):
     return lambda t, x: forward(t, x, **how)
 
 
-def variant(name, make, mistakes=(of_x_itself,), file="ae_normalized.pt", **how):
-    return Origin(
-        name,
-        "interplm",
-        writer(file),
-        make,
-        lambda t, x: encode(t, x, **how),
-        lambda t, x: forward(t, x, **how),
-        mistakes,
-    )
+def variant(name, make, mistakes=(of_x_itself,), file="ae_normalized.pt"):
+    return Origin(name, "interplm", writer(file), make, encode, forward, mistakes)
 
 
 ORIGINS = [
@@ -92,7 +90,6 @@ ORIGINS = [
     variant(
         "1.0, of norm sqrt(d)",
         tensors(factor=True, root_d=True),
-        (of_x_itself, wrong(), wrong(root_d=True, unnormalize=False)),
-        root_d=True,
+        (of_x_itself, wrong(root_d=False), wrong(unnormalize=False)),
     ),
 ]
