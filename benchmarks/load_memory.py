@@ -10,6 +10,7 @@ import json
 import statistics
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -24,6 +25,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--d-in", type=int, default=D_IN, help="a multiple of 3, to try it out")
     options.add_argument("--only", metavar="FORMAT", help="one format, to try it out")
+    options.add_argument("--variants", type=int, help="of each format, at the most; default: all")
     options.add_argument("--one", metavar="PATH", help="measure here")
     options.add_argument("--write", nargs=3, metavar=("NUMBER", "D_IN", "FOLDER"))
     chosen = options.parse_args()
@@ -37,8 +39,12 @@ def main() -> None:
     from tests.origins import ALL
 
     script, found, left_out = Path(__file__).resolve(), [], []
+    tried: Counter[str] = Counter()
     for number, origin in enumerate(ALL):
         if chosen.only not in (None, origin.format):
+            continue
+        tried[origin.format] += 1
+        if chosen.variants is not None and tried[origin.format] > chosen.variants:
             continue
         with tempfile.TemporaryDirectory() as scratch:
             words = ("--write", str(number), str(chosen.d_in), scratch)
@@ -63,7 +69,8 @@ def main() -> None:
         print(json.dumps(found[-1]), file=sys.stderr)
     write_result(
         "load_memory",
-        f"{len(found)} checkpoints as their authors write them, {chosen.d_in:,} x "
+        f"{len(found)} checkpoints of {len({row['format'] for row in found})} formats as their "
+        f"authors write them, {chosen.d_in:,} x "
         f"{4 * chosen.d_in:,}, a fresh process each, imports and a tiny load done before; "
         f"medians of {chosen.runs}",
         found,
