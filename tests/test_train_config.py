@@ -196,8 +196,8 @@ def test_an_architecture_of_ones_own_lies_beside_the_recipe(tmp_path, monkeypatc
     path.write_text("architecture: own_sae_a:Mine\nsae: {k: 3}\n")
     assert read_recipe(path).sae.k == 3
     for name, said in [
-        ("own_sae_a:Other", "is not a subclass of"),
-        ("own_sae_b:Mine", "no module own_sae_b in"),
+        ("own_sae_a:Other", "is no subclass of"),
+        ("own_sae_b:Mine", "own_sae_b.py should lie beside the recipe"),
     ]:
         path.write_text(f"architecture: {name}\n")
         assert said in refused({}, path)

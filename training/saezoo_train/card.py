@@ -67,7 +67,7 @@ FILES = """`stats.safetensors` has
 CUSTOM_USE = """from {module_of_class} import {name_of_class}  # its author's own code
 
 sae = load_sae("{load}", custom={name_of_class})"""
-CUSTOM_FILES = "Its architecture\nis its author's own: saezoo measured nothing of it."
+CUSTOM_FILES = "Its architecture\nis its author's own, and so is the code that was measured."
 
 
 def describe(cfg: SAEConfig) -> str:

@@ -56,9 +56,10 @@ def fold(
         "notes": notes,
     }
     cfg, tensors = model.export(facts)
-    dtype = getattr(torch, recipe.save_dtype)
     if cfg.custom is not None:
+        # what may be rounded only its author knows
         return cfg, {name: value.detach().cpu() for name, value in tensors.items()}
+    dtype = getattr(torch, recipe.save_dtype)
     return cfg, {
         name: (value.to(dtype) if value.dim() == 2 else value).detach().cpu()
         for name, value in tensors.items()

@@ -66,10 +66,11 @@ def read_recipe(
     else:
         path = find_recipe(source)
         where, data, near = str(path), _read_yaml(path), path.resolve().parent
+        if near == BUNDLED.resolve():
+            # a class of one's own for a bundled recipe lies where one works
+            where, near = f"recipe {path.stem}", Path.cwd()
     for key, value in (changes or {}).items():
         _change(data, key, value)
-    if near == BUNDLED.resolve():
-        where = f"recipe {Path(where).stem}"
     try:
         architecture = find_architecture(str(data.get("architecture") or "topk"), near)
         _refuse_unknown(data, list(_known_keys(Recipe)) + list(_known_keys(architecture.Options)))
