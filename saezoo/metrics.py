@@ -33,7 +33,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from saezoo.errors import InputError
@@ -265,14 +264,13 @@ def density_histogram(density: Tensor) -> dict[str, list[float] | list[int] | in
 
 def next_token_loss(logits: Tensor, input_ids: Tensor, mask: Tensor) -> tuple[float, int]:
     """Sum of next-token cross entropies in nats over real targets, and how many there are."""
-    target = input_ids[:, 1:]
     real = mask[:, 1:].bool()
     total = 0.0
     # a row at a time: a copy of all logits would be the largest tensor of an evaluation
-    for row in range(len(logits)):
-        chosen = logits[row, :-1][real[row]].float()
-        losses = F.cross_entropy(chosen, target[row][real[row]], reduction="none")
-        total += float(losses.sum(dtype=torch.float64))
+    for row, ids, kept in zip(logits, input_ids, real, strict=True):
+        scores = row[:-1].float()
+        losses = scores.logsumexp(-1) - scores.gather(-1, ids[1:, None]).squeeze(-1)
+        total += float(losses[kept].sum(dtype=torch.float64))
     return total, int(real.sum())
 
 
@@ -280,15 +278,18 @@ def kl_divergence(clean: Tensor, other: Tensor, mask: Tensor) -> float:
     """Sum of KL(clean ‖ other) in nats over the positions that have a real next token. Logits
     (batch, positions, vocabulary).
     """
-    real = mask[:, 1:].bool()
     total = 0.0
-    for row in range(len(clean)):
-        log_p = clean[row, :-1][real[row]].float().log_softmax(-1)
-        log_q = other[row, :-1][real[row]].float().log_softmax(-1)
-        p = log_p.exp()
-        # 0 log 0 is 0: a model may forbid tokens outright
-        terms = torch.where(p > 0, p * (log_p - log_q), 0)
-        total += float(terms.sum(dtype=torch.float64))
+    for p_row, q_row, kept in zip(clean, other, mask[:, 1:].bool(), strict=True):
+        p_scores, q_scores = p_row[:-1].float(), q_row[:-1].float()
+        normaliser = p_scores.logsumexp(-1)
+        p = (p_scores - normaliser[:, None]).exp_()
+        # sum p log(p / q), the two normalisers taken out of the sum over the vocabulary
+        found = torch.linalg.vecdot(p, p_scores - q_scores) - normaliser + q_scores.logsumexp(-1)
+        if bool(found.isnan().any()):
+            # a model that forbids tokens outright: 0 log 0 is 0
+            terms = torch.where(p > 0, p * (p_scores.log_softmax(-1) - q_scores.log_softmax(-1)), 0)
+            found = terms.sum(-1)
+        total += float(found[kept].sum(dtype=torch.float64))
     return total
 
 
