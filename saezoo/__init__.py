@@ -8,6 +8,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from saezoo.attaching import attach
+    from saezoo.capture import activations
     from saezoo.clt import CrossLayerTranscoder
     from saezoo.clt_layer import CLTLayer
     from saezoo.config import SAEConfig, Site, TokenRule
@@ -16,12 +18,16 @@ if TYPE_CHECKING:
     from saezoo.crosscoder import Crosscoder
     from saezoo.entry import Entry
     from saezoo.errors import SaezooError
+    from saezoo.evaluation import Evaluation, evaluate, evaluate_many
     from saezoo.find import find_sae
     from saezoo.load import load_sae, load_saes
     from saezoo.sae import SAE
     from saezoo.save import save_sae
     from saezoo.search import list_saes
+    from saezoo.selfcheck import self_check
     from saezoo.sparse import SparseFeatures
+    from saezoo.stats import feature_stats
+    from saezoo.steering import steer
 
 __version__ = "0.1.0"
 
@@ -32,18 +38,26 @@ _HOME = {
     "Crosscoder": "saezoo.crosscoder",
     "CrosscoderConfig": "saezoo.config_multi",
     "Entry": "saezoo.entry",
+    "Evaluation": "saezoo.evaluation",
     "SAE": "saezoo.sae",
     "SAEConfig": "saezoo.config",
     "SaezooError": "saezoo.errors",
     "Site": "saezoo.config",
     "SparseFeatures": "saezoo.sparse",
     "TokenRule": "saezoo.config",
+    "activations": "saezoo.capture",
+    "attach": "saezoo.attaching",
     "convert_sae": "saezoo.convert",
+    "evaluate": "saezoo.evaluation",
+    "evaluate_many": "saezoo.evaluation",
+    "feature_stats": "saezoo.stats",
     "find_sae": "saezoo.find",
     "list_saes": "saezoo.search",
     "load_sae": "saezoo.load",
     "load_saes": "saezoo.load",
     "save_sae": "saezoo.save",
+    "self_check": "saezoo.selfcheck",
+    "steer": "saezoo.steering",
 }
 
 __all__ = [
@@ -54,18 +68,26 @@ __all__ = [
     "Crosscoder",
     "CrosscoderConfig",
     "Entry",
+    "Evaluation",
     "SAEConfig",
     "SaezooError",
     "Site",
     "SparseFeatures",
     "TokenRule",
     "__version__",
+    "activations",
+    "attach",
     "convert_sae",
+    "evaluate",
+    "evaluate_many",
+    "feature_stats",
     "find_sae",
     "list_saes",
     "load_sae",
     "load_saes",
     "save_sae",
+    "self_check",
+    "steer",
 ]
 
 

@@ -1,11 +1,10 @@
-"""Activations at one site of a HuggingFace model, and the rule for which tokens count.
+"""Activations at one site of a language model, and the rule for which tokens count.
 
-Works on any torch module that takes `input_ids` and `attention_mask`; transformers is not imported
-here.
+Works on HuggingFace and TransformerLens models; neither package is imported here.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from saezoo.config import Site, TokenRule
-from saezoo.errors import CaptureError
+from saezoo.errors import CaptureError, DataError
+from saezoo.hooks import hook_site as hook_site
+from saezoo.sae import SAE
+from saezoo.sites import find_module as find_module
+from saezoo.sites import find_place, run_model
+
+CONTEXT = 256
+"""Tokens a context where neither caller nor rule says it."""
+
+DEFAULT_RULE = TokenRule(skip_first=1)
+"""Which tokens count where nobody says it."""
 
 
 class _Stop(BaseException):
@@ -38,13 +47,23 @@ class Dropped:
         for name in vars(self):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
+    def __str__(self) -> str:
+        reasons = {
+            "at the start of a context": self.first,
+            "special": self.special,
+            "of outlying norm": self.outlier,
+        }
+        why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count)
+        whole = self.seen - self.padding
+        return f"{self.kept:,} of {whole:,} tokens kept" + (f"; left out: {why}" if why else "")
+
 
 @dataclass
 class ActivationBatch:
     """Kept tokens of some contexts, flat, in reading order."""
 
     x: Tensor
-    """(tokens, d), float32 unless the model computes in another dtype."""
+    """(tokens, d), in the model's dtype."""
     token_ids: Tensor
     """(tokens,) int64."""
     positions: Tensor
@@ -54,79 +73,76 @@ class ActivationBatch:
     dropped: Dropped = field(default_factory=Dropped)
 
 
-def find_module(model: nn.Module, path: str) -> nn.Module:
-    """The submodule at `path`, with or without the wrapper's own prefix. Raises CaptureError,
-    naming the nearest.
-    """
-    modules = dict(model.named_modules())
-    for candidate in (
-        path,
-        f"model.{path}",
-        f"transformer.{path}",
-        f"gpt_neox.{path}",
-        # Gemma 3 from 4B on is a model of text and images, its layers one step further in
-        path.replace("model.", "model.language_model.", 1),
-        path.partition(".")[2],
-    ):
-        if candidate and candidate in modules:
-            return modules[candidate]
-    import difflib
+class Activations:
+    """A stream of ActivationBatch, read once, and what it left out so far."""
 
-    close = difflib.get_close_matches(path, modules, n=3, cutoff=0.3)
-    raise CaptureError(
-        f"{type(model).__name__} has no module {path!r}. Closest: {', '.join(close) or 'none'}"
+    def __init__(self, site: Site, rule: TokenRule, batches: Iterator[ActivationBatch]) -> None:
+        self.site, self.rule = site, rule
+        self.dropped = Dropped()
+        """Of all batches that were read; `print` says it in words."""
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[ActivationBatch]:
+        for batch in self._batches:
+            self.dropped.add(batch.dropped)
+            if len(batch.x):
+                yield batch
+        if not self.dropped.seen:
+            raise DataError("no text, so no activations")
+        if not self.dropped.kept:
+            raise CaptureError(f"no token counts under the rule: {self.dropped}")
+
+
+def activations(
+    model: nn.Module,
+    tokenizer: Any,
+    texts: str | Iterable[str],
+    site: Site | SAE,
+    *,
+    rule: TokenRule | None = None,
+    context: int | None = None,
+    batch_size: int = 8,
+) -> Activations:
+    """Stream the activations of texts at a site, as batches of flat tokens (tokens, d) with their
+    ids, their positions and which text they are from.
+
+    site: a Site, or an SAE, whose site, token rule and width are then those to go by. rule: which
+    tokens count; of a bare Site, all but position 0, whose norm in most models dwarfs the others.
+    context: tokens a context; None: the rule's, else 256. batch_size: contexts at a time.
+
+    `.dropped` of what is returned says how many tokens were left out, and why. Raises CaptureError
+    for a site that the model does not have, another width, NaN, or when no token counts; DataError
+    when there is no text.
+    """
+    sae = None if isinstance(site, Site) else site
+    if sae is not None:
+        if sae.cfg.site is None:
+            raise CaptureError("the SAE does not say which site it reads: give a Site")
+        site, rule = sae.cfg.site, rule or sae.cfg.tokens
+    assert isinstance(site, Site)
+    rule = rule or DEFAULT_RULE
+    find_place(model, site)  # now, and not when the first batch is asked for
+    pieces = contexts(
+        tokenizer,
+        [texts] if isinstance(texts, str) else texts,
+        context or rule.context or CONTEXT,
+        prepend_bos=bool(rule.prepend_bos),
+        smallest=1,
     )
+    batches = capture_pieces(model, tokenizer, pieces, site, rule, batch_size=batch_size)
+    return Activations(site, rule, batches if sae is None else _of_width(batches, site, sae.d_in))
 
 
-@contextmanager
-def hook_site(
-    model: nn.Module, site: Site, see: Callable[[Tensor], Tensor | None]
-) -> Iterator[None]:
-    """Show each tensor that passes the site to `see`; what it returns (if not None) goes on in its
-    place.
-
-    Raises CaptureError if the site's module is not named, not found, or never ran inside the
-    `with`.
-    """
-    if site.module is None:
-        raise CaptureError(
-            "the site names no module: give Site(module='model.layers.15', side='output')"
-        )
-    fired = 0
-
-    def swap(value: object) -> object:
-        nonlocal fired
-        fired += 1
-        tensor = value[0] if isinstance(value, tuple) else value
-        if not isinstance(tensor, Tensor):
+def _of_width(
+    batches: Iterator[ActivationBatch], site: Site, d_in: int
+) -> Iterator[ActivationBatch]:
+    for batch in batches:
+        if batch.x.shape[-1] != d_in:
             raise CaptureError(
-                f"{site.module}: the {site.side} is {type(tensor).__name__}, not a tensor"
+                f"{site.module or site.hook_name or site.point} is {batch.x.shape[-1]} wide, but "
+                f"the SAE reads {d_in}: another model, or another site"
             )
-        new = see(tensor)
-        if new is None:
-            return None
-        return (new, *value[1:]) if isinstance(value, tuple) else new
-
-    def before(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        if args:
-            new = swap(args)
-            return None if new is None else (new, kwargs)
-        new = swap(kwargs["hidden_states"]) if "hidden_states" in kwargs else swap(None)
-        return None if new is None else (args, kwargs | {"hidden_states": new})
-
-    module = find_module(model, site.module)
-    if site.side == "input":
-        handle = module.register_forward_pre_hook(before, with_kwargs=True)
-    else:
-        handle = module.register_forward_hook(lambda _module, _args, output: swap(output))
-    try:
-        yield
-    finally:
-        handle.remove()
-    if not fired:
-        raise CaptureError(
-            f"{site.module} never ran in the forward pass, so nothing was captured or replaced"
-        )
+        yield batch
 
 
 def capture(
@@ -142,7 +158,7 @@ def capture(
         raise _Stop
 
     with torch.no_grad(), hook_site(model, site, see), suppress(_Stop):
-        model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        run_model(model, input_ids, attention_mask)
     return caught[0]
 
 
@@ -235,6 +251,9 @@ def capture_pieces(
         documents = (
             torch.tensor([number for number, _ in pending]).unsqueeze(1).expand_as(ids).to(x.device)
         )
+        if not bool(x[keep].isfinite().all()):
+            where = site.module or site.hook_name or site.point
+            raise CaptureError(f"{where} carries NaN or infinity, in tokens that count")
         return ActivationBatch(
             x[keep], ids.to(x.device)[keep], places[keep], documents[keep], dropped
         )

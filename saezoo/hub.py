@@ -88,6 +88,9 @@ def fetch(
         return fetched if meant is entry else replace(fetched, entry=meant)
     except FetchError:
         raise
+    except FileNotFoundError:
+        # also for a folder that was there a moment ago: another process may be replacing it
+        raise MissingFile(f"{entry.name}: no such file or folder") from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise FetchError(f"{entry.name}: {reason} (in the cache {access.root}?)") from error

@@ -1,8 +1,8 @@
 """From a name to a module: the pipeline, written once, top to bottom."""
 
 import os
-from collections.abc import Collection, Iterable
-from typing import cast
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -10,8 +10,9 @@ from torch import Tensor
 from saezoo.build import build, need_sae
 from saezoo.config import SAEConfig
 from saezoo.config_multi import AnyConfig
+from saezoo.custom import build_custom
 from saezoo.entry import Entry
-from saezoo.errors import AmbiguousName, UnknownSAE
+from saezoo.errors import AmbiguousName, InputError, UnknownSAE
 from saezoo.fetched import Fetched
 from saezoo.find import find_sae
 from saezoo.formats import Weights, format_module
@@ -20,7 +21,7 @@ from saezoo.hub import fetch
 from saezoo.index import Row
 from saezoo.kept import read_kept
 from saezoo.placing import DTypes
-from saezoo.sae import SAE
+from saezoo.sae import SAE, check_tensors
 from saezoo.search import find_all, what_narrows
 
 
@@ -38,6 +39,7 @@ def load_sae(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     verify: bool = False,
+    custom: type[Any] | None = None,
 ) -> SAE:
     """Load a published SAE by name, frozen and in eval mode, with the numbers of its authors' own
     code. Names of what spans several layers or models give a CrossLayerTranscoder, a CLTLayer
@@ -57,6 +59,8 @@ def load_sae(
     are on (topk, groupmax), encode is refused and `pre_activations` is not; forward is refused
     always, since it would lack the rest.
     encoder_only: no decoder in memory; decode and forward are refused.
+    custom: the class of an SAE whose architecture is `custom`; what its `from_native(cfg, tensors)`
+    makes is returned. Nothing in a file ever names an import.
 
     Raises a SaezooError: BadName, UnknownSAE, FetchError, FormatError, ConfigError, InputError or
     one of their children.
@@ -75,6 +79,12 @@ def load_sae(
     weights = read_weights(fetched, entry)
     if verify:
         refuse_not_finite(weights.tensors, entry.name)
+    if isinstance(weights.cfg, SAEConfig) and (custom is not None or weights.cfg.custom):
+        check_tensors(weights.cfg, weights.tensors, entry.name)
+        _refuse_parts(entry.name, features, encoder_only, dtype)
+        assert not isinstance(dtype, Mapping)
+        made = build_custom(weights.cfg, weights.tensors, custom, device, dtype, entry.name)
+        return cast(SAE, made)
     model = build(
         weights.cfg,
         weights.tensors,
@@ -85,8 +95,19 @@ def load_sae(
         encoder_only=encoder_only,
         consume=True,
     )
+    if isinstance(model, SAE):
+        model.folder = fetched.path.parent if fetched.path.is_file() else fetched.path
     # a type checker is told of the common case; names of the others are told apart by people
     return cast(SAE, model)
+
+
+def _refuse_parts(where: str, features: object, encoder_only: bool, dtype: DTypes) -> None:
+    """An architecture of one's own is loaded whole: what its tensors mean only its class knows."""
+    if features is not None or encoder_only or isinstance(dtype, Mapping):
+        raise InputError(
+            f"{where} is of an architecture of its own: features=, encoder_only= and a dtype for "
+            "each matrix are for those that saezoo computes itself"
+        )
 
 
 def load_saes(

@@ -1,84 +1,175 @@
 """How good an SAE is: each number defined once, summed in float64 over a stream of tokens.
 
-FVU             sum ‖x - x̂‖² / sum ‖x - mean(x)‖², raw units, over all counted tokens
-L0              mean number of features that are not zero
-dead fraction   share of features that fired on none of the counted tokens
-PCA-k FVU       the FVU of the best k-dimensional affine subspace fitted to the same tokens: no
-                linear method does better
-loss recovered  (zero - spliced) / (zero - clean) of the mean next-token loss in nats, where the
-                site's tensor is replaced at every position >= 1 by its reconstruction (spliced)
-                or by zeros (zero)
+x is what the SAE reads, y what it is to give: x itself, and for a transcoder the tensor at its
+output site. ŷ is sae(x), f its features. The first group is over the counted tokens: those that the
+SAE's token rule leaves.
+
+FVU                  sum ‖y - ŷ‖² / sum ‖y - mean(y)‖², raw units
+explained variance   1 - FVU
+L0                   mean number of features that are not zero
+L1                   mean of sum |f|
+cosine               mean of y·ŷ / (‖y‖ ‖ŷ‖), 0 where either is zero
+reconstruction bias  sum ‖ŷ‖² / sum y·ŷ: the factor by which ŷ is too long; under 1 it has shrunk
+                     (Rajamanoharan et al. 2024, arXiv:2404.16014, equation 10)
+dead fraction        share of features that fired on none of the counted tokens
+dense fraction       share of features that fired on more than DENSE of them
+PCA-k FVU            the FVU of the best k-dimensional affine subspace fitted to the same tokens: no
+                     linear method does better
+
+The second group is over every next token of a language model, in nats. The site's tensor is
+replaced at every position >= 1: by ŷ (spliced), by zeros (zero), by the mean of y over the counted
+tokens (mean).
+
+loss recovered       (zero - spliced) / (zero - clean), and with the mean in place of zeros
+KL                   mean over positions of sum p log(p / q), p the model's prediction as it is, q
+                     that with ŷ in place
+
+Version 2 adds explained variance, L1, cosine, reconstruction bias, dense fraction, mean ablation,
+KL and transcoders. What version 1 had means the same in both.
 """
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from saezoo.capture import Dropped, hook_site, keep_tokens, padded
-from saezoo.config import Site, TokenRule
-from saezoo.errors import CaptureError
-from saezoo.sae import SAE
+from saezoo.errors import InputError
+from saezoo.sae import CHOOSING, SAE
+from saezoo.sparse import SparseFeatures
 
-VERSION = 1
+VERSION = 2
 """Of the definitions above; written beside every number that is published."""
+
+CHUNK = 2**25
+"""Dense features at a time: 128 MB of float32."""
+
+DENSE = 0.1
+"""A feature that fires on a larger share of tokens is dense."""
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What `evaluate` measured. Losses are nats per predicted token."""
+    """What was measured; None for what was not, or has no value."""
 
-    fvu: float
+    fvu: float | None
+    explained_variance: float | None
     l0: float
+    l1: float
+    cosine: float
+    relative_reconstruction_bias: float | None
     dead_fraction: float
-    pca_k: int
-    pca_fvu: float
-    loss_clean: float
-    loss_spliced: float
-    loss_zero: float
-    loss_recovered: float
+    dense_fraction: float
     tokens: int
     contexts: int
     outlier_share: float
-    """Share of otherwise counted tokens that the rule on norms left out of FVU and L0."""
+    """Share of otherwise counted tokens that the rule on norms left out of the first group."""
+    pca_k: int | None = None
+    pca_fvu: float | None = None
+    loss_clean: float | None = None
+    loss_spliced: float | None = None
+    loss_zero: float | None = None
+    loss_mean: float | None = None
+    loss_recovered: float | None = None
+    loss_recovered_mean: float | None = None
+    kl: float | None = None
     version: int = VERSION
+
+    def to_json(self) -> dict[str, float | int]:
+        """What is known, as plain JSON values."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 class ReconstructionSums:
-    """Running sums for FVU, L0, dead features and PCA over batches of tokens."""
+    """Running sums of everything that needs no second run of the model, over batches of tokens."""
 
-    def __init__(self, d_in: int, d_sae: int, *, covariance: bool = False) -> None:
-        self.tokens, self.error, self.squares, self.active = 0, 0.0, 0.0, 0
-        self.total = torch.zeros(d_in, dtype=torch.float64)
+    def __init__(
+        self, d_out: int, d_sae: int, *, covariance: bool = False, norms: bool = False
+    ) -> None:
+        self.tokens, self.active = 0, 0
+        self.error, self.squares, self.out_squares, self.products = 0.0, 0.0, 0.0, 0.0
+        self.absolute, self.cosines = 0.0, 0.0
+        self.total = torch.zeros(d_out, dtype=torch.float64)
         self.fired = torch.zeros(d_sae, dtype=torch.int64)
         self.strongest = torch.zeros(d_sae)
-        self.outer = torch.zeros(d_in, d_in, dtype=torch.float64) if covariance else None
+        self.counts: list[Tensor] = []
+        self.norms: list[Tensor] = []
+        """Of y and ŷ (tokens, 2) float32, where wanted."""
+        self.outer = torch.zeros(d_out, d_out, dtype=torch.float64) if covariance else None
+        self._keeps_norms = norms
 
     @torch.no_grad()
-    def add(self, sae: SAE, x: Tensor) -> None:
-        """Count the tokens x (tokens, d_in), raw activations."""
-        if not len(x):
-            return
-        features = sae.encode_sparse(x)
-        out = sae.decode(features, x)
-        x64 = x.double().cpu()
-        self.tokens += len(x)
-        self.error += float((x64 - out.double().cpu()).pow(2).sum())
-        self.squares += float(x64.pow(2).sum())
-        self.total += x64.sum(0)
-        self.active += int(features.counts.sum())
-        on = features.values != 0
-        index, value = features.indices[on].cpu(), features.values[on].float().cpu()
-        self.fired += torch.bincount(index, minlength=len(self.fired))
-        self.strongest.scatter_reduce_(0, index, value, "amax")
+    def add(
+        self, sae: SAE, x: Tensor, *, target: Tensor | None = None, keep: Tensor | None = None
+    ) -> Tensor:
+        """Count the tokens x (tokens, d_in), raw activations, for which keep (tokens,) holds: all
+        of them without it. Returns sae(x) (tokens, d_out), of all of them.
+
+        target: (tokens, d_out) what a transcoder's output is to be near; x itself for an SAE.
+        """
+        y = x if target is None else target
+        if y.shape[:-1] != x.shape[:-1] or y.shape[-1] != len(self.total):
+            raise InputError(
+                f"the target is {tuple(y.shape)}, expected {(*x.shape[:-1], len(self.total))}"
+            )
+        keep = torch.ones(len(x), dtype=torch.bool, device=x.device) if keep is None else keep
+        parts = []
+        for x_part, y_part, kept in in_chunks(sae, x, y, keep):
+            features = sparse_or_dense(sae, x_part)
+            out = sae.decode(features, x_part)
+            parts.append(out)
+            self._count_features(features, kept)
+            self._count_vectors(y_part[kept], out[kept])
+        return torch.cat(parts) if parts else x.new_zeros(0, len(self.total))
+
+    def _count_features(self, features: Tensor | SparseFeatures, keep: Tensor) -> None:
+        """(tokens, …) features of the tokens that count."""
+        if isinstance(features, SparseFeatures):
+            values, index = features.values[keep], features.indices[keep]
+            counts, on = features.counts[keep], values != 0
+            index, values = index[on].cpu(), values[on].float().cpu()
+            self.fired += torch.bincount(index, minlength=len(self.fired))
+            self.strongest.scatter_reduce_(0, index, values, "amax")
+            self.absolute += float(values.abs().sum(dtype=torch.float64))
+        else:
+            values = features[keep]
+            on = values != 0
+            counts = on.sum(-1)
+            self.fired += on.sum(0).cpu()
+            if len(values):
+                self.strongest = torch.maximum(self.strongest, values.amax(0).float().cpu())
+            self.absolute += float(values.abs().sum(dtype=torch.float64))
+        self.active += int(counts.sum())
+        self.counts.append(counts.cpu())
+
+    def _count_vectors(self, y: Tensor, out: Tensor) -> None:
+        """Both (tokens, d_out)."""
+        y64, out64 = _wide(y), _wide(out)
+        y_squares, out_squares = y64.pow(2).sum(-1), out64.pow(2).sum(-1)
+        products = (y64 * out64).sum(-1)
+        self.tokens += len(y64)
+        self.error += float((y64 - out64).pow(2).sum())
+        self.squares += float(y_squares.sum())
+        self.out_squares += float(out_squares.sum())
+        self.products += float(products.sum())
+        lengths = (y_squares * out_squares).sqrt()
+        self.cosines += float((products / lengths).masked_fill(lengths == 0, 0).sum())
+        self.total += y64.sum(0).cpu()
+        if self._keeps_norms:
+            self.norms.append(torch.stack([y_squares, out_squares], 1).sqrt().float().cpu())
         if self.outer is not None:
-            self.outer += x64.T @ x64
+            self.outer += (y64.T @ y64).cpu()
+
+    @property
+    def mean(self) -> Tensor:
+        """(d_out,) float64: mean(y) over the tokens so far."""
+        return self.total / max(self.tokens, 1)
 
     @property
     def variance(self) -> float:
-        """sum ‖x - mean‖² over the tokens so far."""
+        """sum ‖y - mean‖² over the tokens so far."""
         return self.squares - float(self.total.pow(2).sum()) / max(self.tokens, 1)
 
     @property
@@ -94,9 +185,29 @@ class ReconstructionSums:
         return self.active / max(self.tokens, 1)
 
     @property
+    def l1(self) -> float:
+        """Mean sum of the features' magnitudes."""
+        return self.absolute / max(self.tokens, 1)
+
+    @property
+    def cosine(self) -> float:
+        """Mean cosine of y and ŷ."""
+        return self.cosines / max(self.tokens, 1)
+
+    @property
+    def bias(self) -> float:
+        """The factor by which ŷ is too long."""
+        return self.out_squares / self.products if self.products else float("nan")
+
+    @property
     def dead_fraction(self) -> float:
         """Share of features that never fired."""
         return float((self.fired == 0).double().mean())
+
+    @property
+    def dense_fraction(self) -> float:
+        """Share of features that fired on more than DENSE of the tokens."""
+        return float((self.fired > DENSE * self.tokens).double().mean())
 
     @property
     def density(self) -> Tensor:
@@ -111,85 +222,78 @@ class ReconstructionSums:
         return float(values[:-k].clamp_min(0).sum() / values.sum())
 
 
+def _wide(x: Tensor) -> Tensor:
+    """In float64, which Apple's GPUs do not have."""
+    return x.cpu().double() if x.device.type == "mps" else x.double()
+
+
+def sparse_or_dense(sae: SAE, x: Tensor) -> Tensor | SparseFeatures:
+    """Features of x (tokens, d_in): sparse where the architecture is, or is one of one's own;
+    packing what is dense only costs.
+    """
+    chosen = sae.cfg.architecture in (*CHOOSING, "custom")
+    return sae.encode_sparse(x) if chosen else sae.encode(x)
+
+
+def in_chunks(sae: SAE, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Some tokens at a time, so that dense features stay within CHUNK numbers; all at once where
+    what is on for one depends on the others.
+    """
+    together = sae.cfg.architecture == "tensor_topk"
+    rows = max(1, len(tensors[0]) if together else CHUNK // sae.d_sae)
+    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+
+
+def density_histogram(density: Tensor) -> dict[str, list[float] | list[int] | int]:
+    """How many features fire how often: {edges, counts, never}, half a decade a bin.
+
+    edges (n + 1): shares of tokens, from at most the rarest that occurs up to 1.
+    """
+    alive = density[density > 0].double()
+    lowest = math.floor(2 * math.log10(float(alive.min()))) if len(alive) else -2
+    steps = torch.arange(min(lowest, -2), 1, dtype=torch.float64) / 2
+    edges = 10**steps
+    # a feature that is always on belongs into the last bin, whose upper edge is 1
+    bins = (torch.bucketize(alive, edges, right=True) - 1).clamp(0, len(edges) - 2)
+    counts = torch.bincount(bins, minlength=len(edges) - 1)
+    return {
+        "edges": edges.tolist(),
+        "counts": counts.tolist(),
+        "never": int((density == 0).sum()),
+    }
+
+
 def next_token_loss(logits: Tensor, input_ids: Tensor, mask: Tensor) -> tuple[float, int]:
     """Sum of next-token cross entropies in nats over real targets, and how many there are."""
     target = input_ids[:, 1:]
     real = mask[:, 1:].bool()
-    losses = F.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), target.flatten(), reduction="none"
-    )
-    return float(losses.view_as(target)[real].double().sum()), int(real.sum())
+    total = 0.0
+    # a row at a time: a copy of all logits would be the largest tensor of an evaluation
+    for row in range(len(logits)):
+        chosen = logits[row, :-1][real[row]].float()
+        losses = F.cross_entropy(chosen, target[row][real[row]], reduction="none")
+        total += float(losses.sum(dtype=torch.float64))
+    return total, int(real.sum())
 
 
-def after_first(replace: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """What `replace` makes of a (batch, positions, d) tensor, position 0 left as it is."""
-
-    def swap(x: Tensor) -> Tensor:
-        return torch.cat([x[:, :1], replace(x[:, 1:]).to(x.dtype)], dim=1)
-
-    return swap
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    sae: SAE,
-    pieces: Iterable[list[int]],
-    *,
-    special_ids: Iterable[int],
-    site: Site | None = None,
-    rule: TokenRule | None = None,
-    pad_id: int = 0,
-    pca_k: int = 32,
-    batch_size: int = 4,
-    progress: Callable[[int], None] = lambda _contexts: None,
-) -> Metrics:
-    """Measure an SAE on token lists `pieces`, each one context, in a model it was trained for.
-
-    site, rule: those of the SAE's own spec unless given. Raises CaptureError when there is no site,
-    or no token counts.
+def kl_divergence(clean: Tensor, other: Tensor, mask: Tensor) -> float:
+    """Sum of KL(clean ‖ other) in nats over the positions that have a real next token. Logits
+    (batch, positions, vocabulary).
     """
-    site, rule = site or sae.cfg.site, rule or sae.cfg.tokens or TokenRule(skip_first=1)
-    if site is None:
-        raise CaptureError("the SAE does not say which site it reads: give site=Site(module=…)")
-    device = next(model.parameters()).device
-    special = torch.tensor(sorted(set(special_ids)), dtype=torch.int64, device=device)
-    sums = ReconstructionSums(sae.d_in, sae.d_sae, covariance=True)
-    dropped, done, pending = Dropped(), 0, list(pieces)
-    losses = dict.fromkeys(("clean", "spliced", "zero"), 0.0)
-    targets = 0
-    for start in range(0, len(pending), batch_size):
-        part = pending[start : start + batch_size]
-        ids, mask = (value.to(device) for value in padded(part, pad_id))
-        seen: list[Tensor] = []
-        with hook_site(model, site, seen.append):
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        loss, count = next_token_loss(logits, ids, mask)
-        losses["clean"] += loss
-        targets += count
-        for name, replace in (("spliced", sae), ("zero", torch.zeros_like)):
-            with hook_site(model, site, after_first(replace)):
-                logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            losses[name] += next_token_loss(logits, ids, mask)[0]
-        keep, counts = keep_tokens(rule, ids, mask, special, seen[0])
-        dropped.add(counts)
-        sums.add(sae, seen[0][keep])
-        done += len(part)
-        progress(done)
-    if not sums.tokens or not targets:
-        raise CaptureError(f"no token counts under the SAE's rule: {asdict(dropped)}")
-    clean, spliced, zero = (losses[name] / targets for name in ("clean", "spliced", "zero"))
-    return Metrics(
-        fvu=sums.fvu,
-        l0=sums.l0,
-        dead_fraction=sums.dead_fraction,
-        pca_k=pca_k,
-        pca_fvu=sums.pca_fvu(pca_k),
-        loss_clean=clean,
-        loss_spliced=spliced,
-        loss_zero=zero,
-        loss_recovered=(zero - spliced) / (zero - clean),
-        tokens=sums.tokens,
-        contexts=done,
-        outlier_share=dropped.outlier / max(dropped.outlier + dropped.kept, 1),
-    )
+    real = mask[:, 1:].bool()
+    total = 0.0
+    for row in range(len(clean)):
+        log_p = clean[row, :-1][real[row]].float().log_softmax(-1)
+        log_q = other[row, :-1][real[row]].float().log_softmax(-1)
+        p = log_p.exp()
+        # 0 log 0 is 0: a model may forbid tokens outright
+        terms = torch.where(p > 0, p * (log_p - log_q), 0)
+        total += float(terms.sum(dtype=torch.float64))
+    return total
+
+
+def recovered(clean: float, spliced: float, ablated: float) -> float | None:
+    """Share of the loss that ablation costs and the reconstruction saves; None where it costs
+    nothing.
+    """
+    return (ablated - spliced) / (ablated - clean) if ablated != clean else None

@@ -29,7 +29,8 @@ from saezoo.chunked import (
     whole,
 )
 from saezoo.config import ConstantNorm, LayerNorm, SAEConfig, Scale
-from saezoo.errors import FormatError, PartialSAE
+from saezoo.custom import needs_class
+from saezoo.errors import ConfigError, FormatError, PartialSAE
 from saezoo.inputs import check_features, check_input
 from saezoo.placing import MATRICES, DTypes, choose_dtypes, feature_rows, place
 from saezoo.sparse import (
@@ -84,6 +85,8 @@ class SAE(nn.Module):
         encoder_only: bool = False,
     ) -> None:
         super().__init__()
+        if cfg.custom is not None:
+            raise ConfigError(needs_class(cfg, "this SAE"))
         self.cfg, self.encoder_only = cfg, encoder_only
         self.d_in, self.d_sae, self.d_out = cfg.d_in, cfg.d_sae, cfg.d_out or cfg.d_in
         if feature_ids is not None:
@@ -95,6 +98,8 @@ class SAE(nn.Module):
                 rows = self.d_sae if _by_feature(name) else first
                 zeros = torch.zeros(rows, *rest, device=device)
                 self.register_parameter(name, nn.Parameter(zeros, requires_grad=False))
+        self.folder: Path | None = None
+        """Where its files lie, when it was loaded from files: what stands beside the weights."""
         self._told = False
         self._computed: torch.dtype | None = None
         self.eval()
@@ -180,6 +185,26 @@ class SAE(nn.Module):
         if x is not None:
             check_input(x, self.d_in, self.device)
         return self._finish(out, x).to(values.dtype if x is None else x.dtype)
+
+    def decode_change(self, features: Tensor, change: Tensor, x: Tensor) -> Tensor:
+        """decode(f + change, x) - decode(f, x) for the same x, whatever f: what `change` (…, n) of
+        the n features called `features` adds to the reconstruction (…, d_out), in the compute dtype
+        or float32 if that is wider. Exactly zero where change is.
+        """
+        check_input(x, self.d_in, self.device)
+        rows = self.W_dec[features].to(self.b_dec.dtype)
+        if self.cfg.decoder_norm == "scale":
+            rows = rows / rows.norm(dim=1, keepdim=True)
+        out = change.to(rows.dtype) @ rows
+        z = x.to(out.dtype)
+        match self.cfg.input_norm:
+            case Scale(factor=factor):
+                out = out / factor
+            case LayerNorm(ddof=ddof):
+                out = out * z.std(-1, correction=ddof, keepdim=True)
+            case ConstantNorm():
+                out = out * (z.norm(dim=-1, keepdim=True) / self.d_in**0.5)
+        return out
 
     def forward(self, x: Tensor) -> Tensor:
         """The complete reconstruction (…, d_out) of (…, d_in): normalisation undone, skip added, in
@@ -478,8 +503,10 @@ def build_sae(
     it is placed, so that one that had to be converted is freed.
 
     Raises FormatError when tensors are missing, unknown, of the wrong shape or not floating point,
-    and InputError for features or dtypes that there are not.
+    InputError for features or dtypes that there are not, ConfigError for architecture custom.
     """
+    if cfg.custom is not None:
+        raise ConfigError(needs_class(cfg, where))
     check_tensors(cfg, tensors, where)
     device = torch.device(device)
     rows = None if features is None else feature_rows(features, cfg.d_sae)
@@ -525,5 +552,5 @@ def check_tensors(cfg: SAEConfig, tensors: Mapping[str, Tensor], where: str) -> 
     for name, shape in shapes.items():
         if tuple(tensors[name].shape) != shape:
             raise FormatError(f"{where}: {name} is {tuple(tensors[name].shape)}, expected {shape}")
-        if not tensors[name].is_floating_point():
+        if cfg.custom is None and not tensors[name].is_floating_point():
             raise FormatError(f"{where}: {name} is {tensors[name].dtype}, expected a float dtype")

@@ -182,3 +182,31 @@ def decode_dense(features: Tensor, W_dec: Tensor) -> Tensor:
         per_sample_weights=flat[rows, columns],
     )
     return out.reshape(*features.shape[:-1], W_dec.shape[1])
+
+
+FOLD = 8
+"""How many keys one maximum stands for, at each level of `largest`."""
+
+
+def largest(keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest keys of (…, n) and their indices, both (…, k), largest first. Exact; of equal
+    keys any may be chosen.
+
+    Keys are folded to maxima, again and again. The k largest of a level lie under the k largest
+    maxima of the level above, so from the top down only k * FOLD keys are looked at each time, and
+    most of a row is read once.
+    """
+    levels = [keys]
+    while keys.device.type == "cpu":
+        n = levels[-1].shape[-1]
+        if n % FOLD or n < FOLD * k:
+            break
+        # strided, not adjacent, keys share a maximum: that reads whole vectors
+        levels.append(levels[-1].unflatten(-1, (FOLD, n // FOLD)).amax(-2))
+    values, chosen = levels.pop().topk(k, dim=-1, sorted=not levels)
+    for level in reversed(levels):
+        strides = torch.arange(0, level.shape[-1], level.shape[-1] // FOLD).unsqueeze(-1)
+        candidates = (chosen.unsqueeze(-2) + strides).flatten(-2)
+        values, best = level.gather(-1, candidates).topk(k, dim=-1, sorted=level is keys)
+        chosen = candidates.gather(-1, best)
+    return values, chosen

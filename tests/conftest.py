@@ -55,3 +55,16 @@ def registry_at(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Callable[[Path]
             monkeypatch.setattr(f"{module}.registry_folder", lambda: folder)
 
     return use
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch computes with one thread: tiny products gain nothing from more, and what is compared
+    bitwise with another process depends on their number.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,8 +1,4 @@
-"""Capture and metrics on tiny random models made without a download: the right tensor, the right
-tokens, the formulas.
-"""
-
-import math
+"""Capture on tiny random models made without a download: the right tensor, the right tokens."""
 
 import pytest
 import torch
@@ -17,18 +13,17 @@ from transformers import (
 
 from saezoo.capture import (
     Dropped,
+    activations,
     capture,
     capture_pieces,
     contexts,
     find_module,
     hook_site,
     keep_tokens,
-    padded,
 )
 from saezoo.config import SAEConfig, Site, TokenRule
-from saezoo.errors import CaptureError
-from saezoo.metrics import ReconstructionSums, evaluate, next_token_loss
-from saezoo.numerics import TOLERANCE, close
+from saezoo.errors import CaptureError, DataError
+from saezoo.numerics import close
 from saezoo.sae import SAE, build_sae
 
 D = 12
@@ -182,6 +177,23 @@ def test_streamed_activations_are_those_of_each_context_alone(host):
     assert torch.cat([batch.documents for batch in got]).tolist() == [0, 0, 0, 1, 2, 2]
 
 
+def test_activations_stream_the_tokens_that_count_and_say_how_many_do_not(host):
+    model, path = host
+    site, texts = Site(module=path.format(1)), ["5 6 7 8 9", "10", "11 0 13"]
+    rule = TokenRule(skip_first=1, skip_special=True, context=4)
+    stream = activations(model, Tokenizer(), texts, site, rule=rule, batch_size=2)
+    batches = list(stream)
+    ids = torch.cat([batch.token_ids for batch in batches])
+    assert ids.tolist() == [6, 7, 8, 13]
+    assert torch.cat([batch.documents for batch in batches]).tolist() == [0, 0, 0, 2]
+    assert torch.cat([batch.positions for batch in batches]).tolist() == [1, 2, 3, 2]
+    expected = capture(model, site, torch.tensor([[5, 6, 7, 8]]))[0, 1:]
+    assert close(torch.cat([batch.x for batch in batches])[:3], expected)
+    assert str(stream.dropped) == (
+        "4 of 9 tokens kept; left out: 4 at the start of a context, 1 special"
+    )
+
+
 def topk_sae(seed=0, module="model.layers.1"):
     site = {"model": "tiny", "layer": 1, "module": module}
     cfg = SAEConfig.from_json(
@@ -204,90 +216,30 @@ def topk_sae(seed=0, module="model.layers.1"):
     )
 
 
-def test_fvu_l0_dead_and_density_are_their_definitions_over_all_batches_together():
-    sae, x = topk_sae(), torch.randn(64, D) * 3 + 100
-    sums = ReconstructionSums(D, 24, covariance=True)
-    for part in x.split(10):
-        sums.add(sae, part)
-    x64, out, f = x.double(), sae(x).double(), sae.encode(x)
-    assert sums.fvu == pytest.approx(
-        float((x64 - out).square().sum() / (x64 - x64.mean(0)).square().sum()),
-        rel=TOLERANCE[torch.float32],
-    )
-    assert sums.l0 == pytest.approx(float((f != 0).sum(1).double().mean()))
-    assert sums.dead_fraction == pytest.approx(float((~(f != 0).any(0)).double().mean()))
-    assert torch.allclose(sums.density, (f != 0).float().mean(0))
-    assert torch.allclose(sums.strongest, f.amax(0).clamp_min(0))
-
-
-@pytest.mark.parametrize("k", [1, 5, 11])
-def test_pca_fvu_is_what_the_best_k_directions_leave(k):
-    x = torch.randn(200, D, dtype=torch.float64) @ torch.randn(D, D, dtype=torch.float64) + 7
-    sums = ReconstructionSums(D, 24, covariance=True)
-    sums.add(topk_sae(), x.float())
-    centred = x.float().double() - x.float().double().mean(0)
-    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
-    left = centred - centred @ directions[:k].T @ directions[:k]
-    assert sums.pca_fvu(k) == pytest.approx(
-        float(left.square().sum() / centred.square().sum()), rel=1e-6
-    )
-
-
-def test_next_token_loss_counts_real_targets_only():
-    logits = torch.randn(2, 4, 7)
-    ids, mask = padded([[1, 2, 3, 4], [5, 6]], pad_id=0)
-    total, count = next_token_loss(logits, ids, mask)
-    by_hand = sum(
-        -float(logits[row, place].log_softmax(-1)[ids[row, place + 1]])
-        for row, place in [(0, 0), (0, 1), (0, 2), (1, 0)]
-    )
-    assert count == 4
-    assert total == pytest.approx(by_hand, rel=1e-5)
-
-
-class Identity(SAE):
-    def forward(self, x):
-        return x.clone()
-
-
-def test_loss_recovered_is_one_for_a_perfect_reconstruction_and_zero_for_zeros(host):
-    model, path = host
-    pieces = [[5, 6, 7, 8, 9, 10], [11, 12, 13]]
-    sae = topk_sae(module=path.format(1))
-    perfect = Identity(sae.cfg)
-    assert evaluate(model, perfect, pieces, special_ids=[0]).loss_recovered == pytest.approx(
-        1.0, abs=1e-6
-    )
-    nothing = SAE(sae.cfg)  # all weights zero
-    assert evaluate(model, nothing, pieces, special_ids=[0]).loss_recovered == pytest.approx(
-        0.0, abs=1e-6
-    )
-
-
-def test_the_reconstruction_is_spliced_at_every_position_but_the_first(host):
-    model, path = host
-    sae, piece = topk_sae(module=path.format(1)), [5, 6, 7, 8, 9]
-    metrics = evaluate(model, sae, [piece], special_ids=[0])
-    ids = torch.tensor([piece])
-
-    def splice(x):
-        new = x.clone()
-        for place in range(1, 5):
-            new[0, place] = sae(x[0, place])
-        return new
-
-    with hook_site(model, Site(module=path.format(1)), splice):
-        logits = model(ids).logits.detach()
-    losses = [-float(logits[0, place].log_softmax(-1)[piece[place + 1]]) for place in range(4)]
-    assert metrics.loss_spliced == pytest.approx(math.fsum(losses) / 4, rel=1e-5)
-    assert metrics.tokens == 4
-
-
-def test_an_sae_without_a_site_or_a_text_without_tokens_is_refused(host):
+def test_an_sae_brings_its_site_its_rule_and_its_width(host):
     model, path = host
     sae = topk_sae(module=path.format(1))
-    with pytest.raises(CaptureError, match="no token counts"):
-        evaluate(model, sae, [[5]], special_ids=[0])
-    homeless = build_sae(sae.cfg.model_copy(update={"site": None}), dict(sae.named_parameters()))
-    with pytest.raises(CaptureError, match="site"):
-        evaluate(model, homeless, [[5, 6]], special_ids=[0])
+    got = torch.cat([b.x for b in activations(model, Tokenizer(), "5 6 7 8", sae)])
+    assert close(got, capture(model, sae.cfg.site, torch.tensor([[5, 6, 7, 8]]))[0, 1:])
+    wide = SAE(sae.cfg.model_copy(update={"d_in": D + 1}))
+    with pytest.raises(CaptureError, match="12 wide, but the SAE reads 13"):
+        list(activations(model, Tokenizer(), "5 6 7 8", wide))
+    with pytest.raises(CaptureError, match="which site"):
+        activations(model, Tokenizer(), "5", SAE(sae.cfg.model_copy(update={"site": None})))
+
+
+def test_no_text_no_token_that_counts_no_layer_and_nan_are_one_clear_line_each(host):
+    model, path = host
+    site = Site(module=path.format(1))
+    with pytest.raises(DataError, match="no text"):
+        list(activations(model, Tokenizer(), [], site))
+    with pytest.raises(CaptureError, match="no token counts under the rule: 0 of 2 tokens kept"):
+        list(activations(model, Tokenizer(), ["5", "6"], site))
+    with pytest.raises(CaptureError, match="no layer 9"):
+        activations(model, Tokenizer(), "5 6", Site(layer=9, point="resid_post"))
+    weight = next(p for name, p in model.named_parameters() if "mlp" in name and p.dim() == 2)
+    kept = weight.detach().clone()
+    weight.data[0] = float("nan")
+    with pytest.raises(CaptureError, match="NaN or infinity, in tokens that count"):
+        list(activations(model, Tokenizer(), "5 6 7", site))
+    weight.data.copy_(kept)

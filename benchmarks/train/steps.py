@@ -46,7 +46,16 @@ def main() -> None:
             "--k",
             str(words.k),
         ]
-        common += ["--batch", str(words.batch), "--steps", str(steps)]
+        common += [
+            "--batch",
+            str(words.batch),
+            "--steps",
+            str(steps),
+            "--warmup",
+            "2",
+            "--decay",
+            "0",
+        ]
         rows += measure(peers, common, d_sae, words.runs)
     setting = (
         f"topk, d 576, k {words.k}, batch {words.batch:,}, float32, whole step with optimiser, "

@@ -9,14 +9,21 @@ import click
 from saezoo import __version__
 from saezoo.cli._print import HELP
 from saezoo.cli.cache import cache
+from saezoo.cli.cache_activations import cache_activations
 from saezoo.cli.check import check
 from saezoo.cli.cite import cite
 from saezoo.cli.convert import convert
 from saezoo.cli.demo import demo
 from saezoo.cli.download import download
+from saezoo.cli.eval import eval_
+from saezoo.cli.features import features
 from saezoo.cli.info import info
 from saezoo.cli.listing import list_
+from saezoo.cli.plot_run import plot_run
 from saezoo.cli.registry import registry
+from saezoo.cli.steer import steer
+from saezoo.cli.top import top
+from saezoo.cli.train import train
 from saezoo.cli.zoo import zoo
 from saezoo.errors import SaezooError
 
@@ -38,7 +45,11 @@ def cli(debug: bool) -> None:  # noqa: ARG001 read in `main`, wherever it stands
     """
 
 
-for command in (list_, info, download, convert, check, demo, zoo, cache, cite, registry):
+for command in (
+    *(list_, info, download, convert, check, demo),
+    *(eval_, features, top, steer, cache_activations),
+    *(train, plot_run, zoo, cache, cite, registry),
+):
     cli.add_command(command)
 
 

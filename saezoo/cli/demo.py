@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from saezoo.demo import Seen
+    from saezoo.features import TokenSeen
     from saezoo.sae import SAE
 
 ROWS = 40
@@ -73,7 +74,7 @@ def demo(
 def show(out: "Console", seen: "Seen", sae: "SAE", name: str, tokens: int) -> None:
     """Print everything: the idea, the tokens, the features, the numbers."""
     _explain(out, sae, name)
-    _print_tokens(out, seen, tokens)
+    print_tokens(out, seen.tokens, tokens)
     _print_features(out, seen)
     _print_numbers(out, seen, sae)
 
@@ -92,7 +93,8 @@ def _explain(out: "Console", sae: "SAE", name: str) -> None:
     )
 
 
-def _print_tokens(out: "Console", seen: "Seen", count: int) -> None:
+def print_tokens(out: "Console", seen: "list[TokenSeen]", count: int, top: int = 4) -> None:
+    """A row a token: its strongest features, how many are on, and what they leave unexplained."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -100,9 +102,9 @@ def _print_tokens(out: "Console", seen: "Seen", count: int) -> None:
     table.add_column("token")
     for title in ("strongest features  #feature activation", "on", "unexplained"):
         table.add_column(title, justify="left" if title.startswith("strongest") else "right")
-    for token in seen.tokens[:count]:
+    for token in seen[:count]:
         shown = "  ".join(
-            f"[cyan]#{feature:<5}[/cyan]{value:6.1f}" for feature, value in token.features[:4]
+            f"[cyan]#{feature:<5}[/cyan]{value:6.1f}" for feature, value in token.features[:top]
         )
         if token.left_out:
             table.add_row(
@@ -110,12 +112,15 @@ def _print_tokens(out: "Console", seen: "Seen", count: int) -> None:
             )
         else:
             table.add_row(
-                escape(visible(token.text)), shown, str(len(token.features)), f"{token.error:.2f}"
+                escape(visible(token.text)),
+                shown,
+                str(len(token.features)),
+                "" if token.error is None else f"{token.error:.2f}",
             )
     out.print()
     out.print(table)
-    if len(seen.tokens) > count:
-        everything = len(seen.tokens)
+    if len(seen) > count:
+        everything = len(seen)
         out.print(f"[dim]… and {everything - count} more (--tokens {everything} shows all)[/dim]")
 
 
@@ -141,6 +146,7 @@ def _print_features(out: "Console", seen: "Seen") -> None:
 
 def _print_numbers(out: "Console", seen: "Seen", sae: "SAE") -> None:
     m = seen.metrics
+    clean, spliced, zero = (loss or 0.0 for loss in (m.loss_clean, m.loss_spliced, m.loss_zero))
     out.print(
         f"\n[bold]How much of the model survives[/bold]   ({m.tokens:,} tokens of this text)\n"
     )
@@ -152,13 +158,13 @@ def _print_numbers(out: "Console", seen: "Seen", sae: "SAE") -> None:
             "fraction of variance unexplained: 0 is perfect, 1 is predicting the mean",
         ),
         ("", "", ""),
-        ("loss, model as it is", f"{m.loss_clean:.3f}", bar(m.loss_clean, m.loss_zero)),
+        ("loss, model as it is", f"{clean:.3f}", bar(clean, zero)),
         (
             "loss, reconstruction in place",
-            f"{m.loss_spliced:.3f}",
-            bar(m.loss_spliced, m.loss_zero),
+            f"{spliced:.3f}",
+            bar(spliced, zero),
         ),
-        ("loss, zeros in place", f"{m.loss_zero:.3f}", bar(m.loss_zero, m.loss_zero)),
+        ("loss, zeros in place", f"{zero:.3f}", bar(zero, zero)),
         (
             "loss recovered",
             f"{m.loss_recovered:.1%}",

@@ -126,10 +126,12 @@ def names_in(folder: Path, formats: Mapping[str, Format] = FORMATS) -> set[str]:
     needed = {name for form in formats.values() for name in (*form.files, *form.one_of)}
     deep = {name for name in needed if "/" in name}
     while True:
-        before = folder.stat().st_ino
+        before = folder.stat()
         names = {item.name for item in folder.iterdir()}
         names |= {name for name in deep if (folder / name).is_file()}
-        if folder.stat().st_ino == before:
+        after = folder.stat()
+        # the time too: the number of a folder that is gone may be given to the next
+        if (after.st_ino, after.st_ctime_ns) == (before.st_ino, before.st_ctime_ns):
             return names
 
 

@@ -73,6 +73,9 @@ def read_safetensors(path: Path, *, limit: int = MAX_BYTES) -> dict[str, Tensor]
     except FileNotFoundError:
         raise _missing(path) from None
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
+        if "No such file" in str(error):
+            # safetensors has an error of its own for a file that is being replaced
+            raise _missing(path) from None
         raise FormatError(
             f"{path}: not a whole safetensors file ({first_line(error)}); download it again"
         ) from None

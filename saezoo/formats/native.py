@@ -108,7 +108,7 @@ def write(cfg: AnyConfig, tensors: dict[str, Tensor], folder: Path) -> None:
 
 def _write_one(tensors: Mapping[str, Tensor], folder: Path) -> None:
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    if plain["W_dec"].is_set_to(plain["W_enc_rows"]):
+    if {"W_dec", "W_enc_rows"} <= plain.keys() and plain["W_dec"].is_set_to(plain["W_enc_rows"]):
         # safetensors wants each tensor to have memory of its own
         plain["W_dec"] = plain["W_dec"].clone()
     save_file(plain, folder / WEIGHTS)

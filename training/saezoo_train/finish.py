@@ -1,9 +1,8 @@
-"""From a trained module to the folder that `load_sae` opens: fold, round, measure, write golden and
-stats.
+"""From a trained architecture to the folder that `load_sae` opens: fold, round, measure, write
+golden and stats.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,47 +10,77 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from saezoo.capture import capture_pieces, contexts
+from saezoo.capture import contexts
 from saezoo.check import write_golden
-from saezoo.config import Origin, SAEConfig, TokenRule
+from saezoo.config import Origin, SAEConfig, Site, TokenRule
+from saezoo.errors import DataError
+from saezoo.evaluation import evaluate_pieces
 from saezoo.formats import native
-from saezoo.metrics import Metrics, ReconstructionSums, evaluate
+from saezoo.metrics import Metrics, ReconstructionSums
 from saezoo.sae import SAE, build_sae
 from saezoo.save import new_folder
-from saezoo_train.architectures import TopKTrainer
+from saezoo_train.architectures import Architecture
 from saezoo_train.card import describe
 from saezoo_train.config import Recipe
-from saezoo_train.trainer import Moments, batches, shard_paths
+from saezoo_train.data import Document, Words
 
 GOLDEN_TOKENS = 32
+STATS_TOKENS = 250_000
+"""Training activations that densities and largest activations are of, at most."""
+NOISE = (1e-3, 1e-4, 1e-5)
+"""Sizes of disturbances, as a share of an activation's norm, that must not change which features
+are on for golden inputs.
+"""
+
+Facts = dict[str, float | int | str]
 
 
 def fold(
-    recipe: Recipe, model: TopKTrainer, moments: Moments, dtype: torch.dtype
+    recipe: Recipe, site: Site, model: Architecture, median_norm: float
 ) -> tuple[SAEConfig, dict[str, Tensor]]:
-    """Spec and tensors for raw activations, matrices rounded to `dtype`, biases float32."""
-    rule = recipe.tokens.model_copy(update={"median_norm": moments.median_norm})
-    facts: dict[str, Any] = {
-        "site": recipe.site,
-        "tokens": rule,
-        "origin": recipe.origin or Origin(),
+    """Spec and tensors for raw activations on the CPU, matrices rounded to the recipe's
+    `save_dtype`, the rest float32. Those of an architecture of one's own stay as they are.
+    """
+    rule = recipe.tokens.model_copy(update={"median_norm": median_norm})
+    notes = {
+        "dataset": recipe.data.dataset,
+        "recipe": recipe.name,
+        "trained_as": recipe.architecture,
     }
-    notes = {"dataset": recipe.data.dataset, "recipe": recipe.name}
     if recipe.data.provenance:
         notes["provenance"] = recipe.data.provenance
-    cfg, tensors = model.to_native(facts | {"notes": notes})
+    facts: dict[str, Any] = {
+        "site": site,
+        "tokens": rule,
+        "origin": recipe.origin or Origin(),
+        "notes": notes,
+    }
+    cfg, tensors = model.export(facts)
+    if cfg.custom is not None:
+        # what may be rounded only its author knows
+        return cfg, {name: value.detach().cpu() for name, value in tensors.items()}
+    dtype = getattr(torch, recipe.save_dtype)
     return cfg, {
-        name: value.to(dtype) if value.dim() == 2 else value for name, value in tensors.items()
+        name: (value.to(dtype) if value.dim() == 2 else value).detach().cpu()
+        for name, value in tensors.items()
     }
 
 
 def held_out_pieces(
-    tokenizer: Any, texts: list[str], rule: TokenRule, seed: int = 0
+    words: Words, texts: list[Document], rule: TokenRule, seed: int
 ) -> list[list[int]]:
-    """One context of each document, chosen by the seed."""
+    """One context of each document, chosen by the seed. Raises DataError when there is none."""
     by_document: dict[int, list[list[int]]] = {}
-    for number, piece in contexts(tokenizer, texts, rule.context or 256, smallest=16):
+    documents: Any = texts  # `contexts` only hands them to the tokenizer
+    bos = bool(rule.prepend_bos)
+    found = contexts(words, documents, rule.context or 256, prepend_bos=bos, smallest=16)
+    for number, piece in found:
         by_document.setdefault(number, []).append(piece)
+    if not by_document:
+        raise DataError(
+            f"{len(texts)} held-out documents, and none has 16 tokens: nothing can be measured; "
+            "give more text, or a smaller data.held_out_one_in"
+        )
     generator = torch.Generator().manual_seed(seed)
     return [
         pieces[int(torch.randint(len(pieces), (1,), generator=generator))]
@@ -60,78 +89,98 @@ def held_out_pieces(
 
 
 def measure(
-    sae: SAE,
+    sae: Any,
     model: nn.Module,
     tokenizer: Any,
     pieces: list[list[int]],
     progress: Callable[[int], None],
 ) -> Metrics:
     """The metrics of `saezoo.metrics` on held-out contexts."""
-    return evaluate(
+    measured = evaluate_pieces(
         model,
-        sae,
+        {"": sae},
         pieces,
         special_ids=tokenizer.all_special_ids,
-        pad_id=tokenizer.pad_token_id or 0,
-        progress=progress,
+        pca=True,
+        progress=lambda done, total: progress(len(pieces) * done // total),
     )
+    return measured[""].metrics
+
+
+def pca_directions(sae: Any) -> int:
+    """How many principal components to compare with: k, where there is one."""
+    return min(sae.cfg.k or 32, sae.d_in - 1)
+
+
+def measure_rows(sae: Any, rows: Iterator[Tensor], max_norm: float) -> Facts:
+    """What can be measured on held-out activations without their text: FVU, L0, dead features and
+    PCA.
+    """
+    sums = ReconstructionSums(sae.d_in, sae.d_sae, covariance=True)
+    for x in rows:
+        x = x.float()
+        sums.add(sae, x[x.norm(dim=-1) <= max_norm])
+    if not sums.tokens:
+        return {}
+    pca_k = pca_directions(sae)
+    return {
+        "fvu": sums.fvu,
+        "l0": sums.l0,
+        "dead_fraction": sums.dead_fraction,
+        "pca_k": pca_k,
+        "pca_fvu": sums.pca_fvu(pca_k),
+        "tokens": sums.tokens,
+    }
 
 
 def feature_stats(
-    sae: SAE, shards: Path, max_norm: float, tokens: int, seed: int
-) -> dict[str, Tensor]:
-    """density and max_activation, both (d_sae,) float32, over training tokens."""
+    sae: Any, batches: Iterable[Tensor], progress: Callable[[int], None] = lambda _tokens: None
+) -> tuple[dict[str, Tensor], int]:
+    """density and max_activation, both (d_sae,) float32, over training activations, and how many
+    these were.
+    """
     sums = ReconstructionSums(sae.d_in, sae.d_sae)
-    for x in batches(shard_paths(shards), 4096, max_norm, seed):
+    for x in batches:
         sums.add(sae, x)
-        if sums.tokens >= tokens:
-            break
-    return {"density": sums.density, "max_activation": sums.strongest}
+        progress(sums.tokens)
+    return {"density": sums.density, "max_activation": sums.strongest}, sums.tokens
 
 
 def write_result(
-    recipe: Recipe,
-    trained: TopKTrainer,
-    moments: Moments,
-    shards: Path,
-    model: nn.Module,
-    tokenizer: Any,
-    held_out_texts: list[str],
-    out: Path,
-    *,
-    dtype: torch.dtype = torch.float16,
-    stats_tokens: int = 1_000_000,
-    progress: Callable[[int], None] = lambda _contexts: None,
-) -> Metrics:
-    """Write the native folder `out` with golden outputs, stats and the metrics of the rounded
-    weights.
+    cfg: SAEConfig, tensors: dict[str, Tensor], facts: Facts, x: Tensor, stats: dict, out: Path
+) -> None:
+    """Write the native folder `out`: the spec with its metrics, weights, golden outputs for some of
+    the activations x (tokens, d_in), stats and README. An architecture of one's own has no golden
+    outputs: saezoo alone cannot compute them.
     """
-    cfg, tensors = fold(recipe, trained, moments, dtype)
-    sae, rule = build_sae(cfg, tensors), cfg.tokens or TokenRule()
-    pieces = held_out_pieces(tokenizer, held_out_texts, rule)
-    metrics = measure(sae, model, tokenizer, pieces, progress)
-    known = asdict(metrics) | {
-        "training_tokens": moments.tokens,
-        "training_tokens_seen": recipe.train_tokens,
-        "held_out_documents": len(pieces),
-    }
-    cfg = cfg.model_copy(update={"metrics": known})
-    batch = next(capture_pieces(model, tokenizer, enumerate(pieces[:8]), recipe.site, rule))
+    cfg = cfg.model_copy(update={"metrics": facts})
     with new_folder(out, "native") as work:
         native.write(cfg, tensors, work)
-        write_golden(sae, decided_tokens(sae, batch.x.float())[:GOLDEN_TOKENS], work)
-        max_norm = rule.max_norm or float("inf")
-        stats = feature_stats(sae, shards, max_norm, stats_tokens, recipe.seed)
-        save_file(stats, work / "stats.safetensors")
+        if cfg.custom is None:
+            sae = build_sae(cfg, tensors)
+            write_golden(sae, decided_tokens(sae, x.float())[:GOLDEN_TOKENS], work)
+        if stats:
+            save_file(stats, work / "stats.safetensors")
         (work / "README.md").write_text(describe(cfg), encoding="utf-8")
-    return metrics
 
 
-def decided_tokens(sae: SAE, x: Tensor, margin: float = 1e-3) -> Tensor:
-    """The rows of x (tokens, d_in) whose k-th feature beats the next by a clear margin: on another
-    machine's arithmetic a near-tie may fall the other way, and that would be no fault of the file.
+def decided_tokens(sae: SAE, x: Tensor, draws: int = 4) -> Tensor:
+    """The rows of x (tokens, d_in) on which a small disturbance changes no feature from off to on:
+    on another machine's arithmetic a near-tie may fall the other way, and that would be no fault of
+    the file. ReLU features have no such ties: they grow from 0.
     """
-    assert sae.cfg.k is not None
-    wider = sae.cfg.model_copy(update={"k": sae.cfg.k + 1})
-    values = build_sae(wider, dict(sae.named_parameters())).encode_sparse(x).values
-    return x[values[:, -2] - values[:, -1] > margin * values[:, 0]]
+    if sae.cfg.architecture == "relu":
+        return x
+    generator = torch.Generator().manual_seed(0)
+    on = sae.encode(x) != 0
+    unit = x.norm(dim=-1, keepdim=True) / x.shape[1] ** 0.5
+    decided = x[:0]
+    for size in NOISE:
+        same = torch.ones(len(x), dtype=torch.bool)
+        for _ in range(draws):
+            noise = torch.randn(x.shape, generator=generator) * unit * size
+            same &= ((sae.encode(x + noise) != 0) == on).all(-1)
+        decided = x[same]
+        if len(decided) >= GOLDEN_TOKENS:
+            break
+    return decided

@@ -1,177 +1,196 @@
-"""The training loop: shards of activations in, a trained module out."""
+"""The training loop: batches in, a trained architecture out, and all of its state at any step."""
 
-import json
+import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from saezoo_train.architectures import TopKTrainer
+from saezoo.errors import Stopped, TrainingError
+from saezoo_train.architectures import Architecture, StepOutput
+from saezoo_train.buffer import Buffer
+from saezoo_train.checkpoint import random_state, set_random_state
 from saezoo_train.config import Recipe
-from saezoo_train.losses import auxk_loss, reconstruction_loss
-from saezoo_train.step import normalise_rows, remove_parallel_gradient
+from saezoo_train.optimiser import adam_tensors, load_adam, make_adam, rate_at
+from saezoo_train.watch import Row, Stop
 
-POOL = 12
-"""Shards that are shuffled together: bounds memory, and mixes more contexts than a batch has
-tokens.
-"""
+EXPLODED = 100.0
+"""A run has exploded when its FVU is this many times the lowest that it had, and above 10."""
 
 
-@dataclass(frozen=True)
-class Moments:
-    """What is measured on the shards before training, in raw units, outliers left out."""
+@dataclass
+class Window:
+    """Sums of what the steps since the last row gave."""
 
-    mean_D: Tensor
-    median_norm: float
-    mean_norm: float
-    variance: float
-    """Mean squared distance from the mean."""
-    tokens: int
-    outliers: int
+    count: int = 0
+    sums: dict[str, Tensor | float] = field(default_factory=dict)
 
+    def add(self, out: StepOutput) -> None:
+        """One more step. Sums stay on the device: nothing waits for them."""
+        values = {"loss": out.loss, "fvu": out.fvu, "l0": out.l0, "dead": out.dead, **out.logs}
+        for key, value in values.items():
+            self.sums[key] = self.sums.get(key, 0.0) + value.detach().double()
+        self.count += 1
 
-def shard_paths(folder: Path) -> list[Path]:
-    """The whole shards of a harvest, in order."""
-    count = json.loads((folder / "index.json").read_text())["shards"]
-    return [folder / f"shard-{number:05d}.npy" for number in range(count)]
+    def totals(self) -> dict[str, float]:
+        """The sums as plain numbers."""
+        return {key: float(value) for key, value in self.sums.items()}
 
-
-def measure_moments(paths: list[Path], max_norm_factor: float) -> Moments:
-    """Two passes: the median norm decides who is an outlier, then mean and variance of the rest, in
-    float64.
-    """
-    norms = [torch.from_numpy(np.load(path)).float().norm(dim=-1) for path in paths]
-    median = float(torch.cat(norms).median())
-    total, squares, kept, length = torch.zeros(()), 0.0, 0, 0.0
-    for path, norm in zip(paths, norms, strict=True):
-        x = torch.from_numpy(np.load(path)).float()[norm <= max_norm_factor * median]
-        kept += len(x)
-        total = total + x.double().sum(0)
-        squares += float(x.double().pow(2).sum())
-        length += float(x.norm(dim=-1).double().sum())
-    mean = total / kept
-    seen = sum(len(norm) for norm in norms)
-    return Moments(
-        mean.float(),
-        median,
-        length / kept,
-        squares / kept - float(mean.pow(2).sum()),
-        kept,
-        seen - kept,
-    )
+    def means(self) -> Row:
+        """The mean of each number."""
+        return {key: value / self.count for key, value in self.totals().items()}
 
 
-def batches(paths: list[Path], size: int, max_norm: float, seed: int) -> Iterator[Tensor]:
-    """Endless shuffled batches (size, d) float32 in raw units. The order depends on the seed
-    alone.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    left = torch.empty(0)
-    while True:
-        order = torch.randperm(len(paths), generator=generator).tolist()
-        for start in range(0, len(order), POOL):
-            pool = torch.cat(
-                [torch.from_numpy(np.load(paths[number])) for number in order[start : start + POOL]]
+class Trainer:
+    """An architecture, its optimiser and where they are. `run` trains to the end."""
+
+    def __init__(self, recipe: Recipe, model: Architecture, buffer: Buffer, scale: float) -> None:
+        """recipe: resolved. The model is where it is to be trained."""
+        self.recipe, self.model, self.buffer, self.scale = recipe, model, buffer, scale
+        self.adam = make_adam(model, recipe.optimiser)
+        self.device = next(model.parameters()).device
+        self.step, self.seconds, self.lowest = 0, 0.0, math.inf
+        self.window = Window()
+
+    def run(
+        self,
+        *,
+        row: Callable[[Row], None],
+        save: Callable[[], None],
+        progress: Callable[[int], None],
+        stop: Stop,
+    ) -> None:
+        """Train until the last step. row gets the metrics every `run.log_every` steps, save is
+        called every `run.checkpoint_minutes` and at the end.
+
+        Raises TrainingError when the loss is not finite or explodes, naming what is wrong, and
+        Stopped when asked to, after a save.
+        """
+        recipe, settings = self.recipe, self.recipe.run
+        saved = began = time.monotonic()
+        spent, at_row = self.seconds, self.step
+        row_time = began
+        while self.step < recipe.steps:
+            self.train_step()
+            now = time.monotonic()
+            self.seconds = spent + now - began
+            progress(self.step * recipe.batch)
+            if self.step % settings.log_every == 0 or self.step == recipe.steps:
+                tokens = (self.step - at_row) * recipe.batch
+                row(self._row(tokens / max(now - row_time, 1e-9)))
+                row_time, at_row = now, self.step
+            if stop.signal is not None:
+                save()
+                raise Stopped(f"stopped after step {self.step:,} of {recipe.steps:,}")
+            if now - saved >= settings.checkpoint_minutes * 60 or self.step == recipe.steps:
+                save()
+                saved = time.monotonic()
+
+    def train_step(self) -> None:
+        """One update. Raises TrainingError for a loss that is not finite, before it does harm."""
+        rate = self.learning_rate
+        self.adam.param_groups[0]["lr"] = rate
+        x_BD = (self.buffer.next().to(self.device)) * self.scale
+        out = self.model.training_step(x_BD, self.step)
+        if not math.isfinite(float(out.loss.detach())):
+            raise TrainingError(self._diagnosis(x_BD, out, rate))
+        self.adam.zero_grad(set_to_none=True)
+        out.loss.backward()
+        self.model.before_update()
+        if self.recipe.optimiser.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimiser.clip_norm)
+        self.adam.step()
+        self.model.after_update()
+        self.window.add(out)
+        self.step += 1
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the next step."""
+        settings = self.recipe.optimiser
+        assert settings.lr is not None
+        share = rate_at(self.step, self.recipe.steps, settings.warmup_steps, settings.decay_share)
+        return settings.lr * share
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Everything that changes, as plain values and as tensors.
+
+        Raises TrainingError when a parameter is not finite: that is nothing to go on from.
+        """
+        if broken := not_finite(dict(self.model.named_parameters())):
+            raise TrainingError(
+                f"step {self.step:,}: {broken}, so no checkpoint is written; {self._advice()}"
             )
-            pool = pool[torch.randperm(len(pool), generator=generator)]
-            for block in pool.split(64 * size):
-                block = block.float()
-                block = block[block.norm(dim=-1) <= max_norm]
-                left = torch.cat([left, block]) if len(left) else block
-                whole = len(left) // size * size
-                yield from left[:whole].split(size)
-                left = left[whole:]
+        run = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "lowest": self.lowest if math.isfinite(self.lowest) else None,
+            "window": {"count": self.window.count, "sums": self.window.totals()},
+            "place": self.buffer.place.model_dump(),
+        }
+        tensors = {f"model/{key}": value for key, value in self.model.state_dict().items()}
+        tensors |= {
+            f"adam/{key}": value for key, value in adam_tensors(self.model, self.adam).items()
+        }
+        return run, tensors | random_state(self.device)
 
+    def load(self, run: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Put back what `state` gave. The buffer was made at its place already."""
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "adam": {}}
+        for key, value in tensors.items():
+            group, _, name = key.partition("/")
+            parts.setdefault(group, {})[name] = value
+        self.model.load_state_dict(parts["model"])
+        load_adam(self.model, self.adam, parts["adam"])
+        set_random_state(tensors, self.device)
+        self.step, self.seconds = run["step"], run["seconds"]
+        self.lowest = math.inf if run["lowest"] is None else run["lowest"]
+        self.window = Window(**run["window"])
 
-def train(
-    recipe: Recipe,
-    folder: Path,
-    *,
-    log: Callable[[dict[str, float]], None] = lambda _row: None,
-    every: int = 100,
-) -> tuple[TopKTrainer, Moments]:
-    """Train on the shards of `folder`. `log` gets a row of numbers every so many steps."""
-    paths = shard_paths(folder)
-    moments = measure_moments(paths, recipe.tokens.max_norm_factor or float("inf"))
-    max_norm = moments.median_norm * (recipe.tokens.max_norm_factor or float("inf"))
-    scale = 1 / moments.mean_norm
-    generator = torch.Generator().manual_seed(recipe.seed)
-    model = TopKTrainer(recipe.sae, moments.mean_D, scale, generator)
-    steps = recipe.train_tokens // recipe.batch
-    settings = recipe.optimiser
-    adam = torch.optim.Adam(
-        model.parameters(),
-        lr=settings.lr,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.eps,
-        fused=True,
-    )
-    silent = torch.zeros(recipe.sae.d_sae, dtype=torch.int64)  # tokens since each latent last fired
-    stream = batches(paths, recipe.batch, max_norm, recipe.seed + 1)
-    started = time.monotonic()
-    for step in range(steps):
-        adam.param_groups[0]["lr"] = settings.lr * rate_at(
-            step, steps, settings.warmup_steps, settings.decay_share
-        )
-        numbers = train_step(
-            model, adam, next(stream) * scale, silent, recipe, moments.variance * scale**2, step
-        )
-        if step % every == 0 or step == steps - 1:
-            seconds = time.monotonic() - started
-            log(
-                numbers
-                | {"step": step, "tokens": (step + 1) * recipe.batch, "seconds": round(seconds, 1)}
+    def _row(self, speed: float) -> Row:
+        """The means since the last row. Raises TrainingError when they have exploded."""
+        means = self.window.means()
+        self.window = Window()
+        if means["fvu"] > max(10.0, EXPLODED * self.lowest):
+            raise TrainingError(
+                f"step {self.step:,}: the loss exploded: FVU {means['fvu']:.3g}, its lowest was "
+                f"{self.lowest:.3g}; {self._advice()}"
             )
-    return model, moments
+        self.lowest = min(self.lowest, means["fvu"])
+        return {
+            "step": self.step,
+            "tokens": self.step * self.recipe.batch,
+            **means,
+            "lr": self.adam.param_groups[0]["lr"],
+            "tokens_per_second": round(speed, 1),
+            "seconds": round(self.seconds, 2),
+        }
 
-
-def train_step(
-    model: TopKTrainer,
-    adam: torch.optim.Optimizer,
-    x_BD: Tensor,
-    silent: Tensor,
-    recipe: Recipe,
-    variance: float,
-    step: int,
-) -> dict[str, float]:
-    """One update in place; returns the batch's FVU, AuxK loss and share of dead latents."""
-    cfg = recipe.sae
-    out, acts, idx = model(x_BD, k_at(step, cfg.k, cfg.k_start, cfg.k_steps))
-    loss = fvu = reconstruction_loss(x_BD, out, variance)
-    dead = (silent > cfg.dead_after_tokens).nonzero().flatten()
-    aux = torch.zeros(())
-    if dead.numel() and cfg.auxk_coefficient:
-        aux = auxk_loss(
-            x_BD, out, model.W_enc, model.b_enc, model.W_dec, model.b_dec, dead, cfg.auxk
+    def _diagnosis(self, x_BD: Tensor, out: StepOutput, rate: float) -> str:
+        parts = {"the batch of activations": x_BD, **dict(self.model.named_parameters())}
+        named = {
+            "the FVU": out.fvu,
+            **{f"the loss {key}": value for key, value in out.logs.items()},
+        }
+        broken = not_finite(parts) or not_finite(named) or "all tensors are finite"
+        return (
+            f"step {self.step:,}: the loss is {float(out.loss.detach())} at learning rate "
+            f"{rate:.3g}: {broken}; {self._advice()}"
         )
-        loss = fvu + cfg.auxk_coefficient * aux
-    adam.zero_grad(set_to_none=True)
-    loss.backward()
-    assert model.W_dec.grad is not None
-    remove_parallel_gradient(model.W_dec.data, model.W_dec.grad)
-    adam.step()
-    normalise_rows(model.W_dec.data)
-    silent += len(x_BD)
-    silent[idx[acts > 0]] = 0
-    return {
-        "fvu": float(fvu.detach()),
-        "auxk": float(aux.detach()),
-        "dead": dead.numel() / cfg.d_sae,
-    }
+
+    def _advice(self) -> str:
+        lr = self.recipe.optimiser.lr or 0.0
+        clip = "" if self.recipe.optimiser.clip_norm else ", or optimiser.clip_norm=1"
+        return f"try optimiser.lr={lr / 3:.2g}, a longer optimiser.warmup_steps{clip}"
 
 
-def rate_at(step: int, steps: int, warmup: int, decay_share: float) -> float:
-    """Share of the full learning rate: linear up, flat, linear down to zero."""
-    decay = max(1, round(steps * decay_share))
-    return min(1.0, (step + 1) / max(warmup, 1), (steps - step) / decay)
-
-
-def k_at(step: int, k: int, k_start: int | None, k_steps: int) -> int:
-    """Latents on per token at this step: falls linearly from k_start to k."""
-    if k_start is None or step >= k_steps:
-        return k
-    return round(k_start + (k - k_start) * step / k_steps)
+def not_finite(tensors: dict[str, Tensor]) -> str:
+    """The first tensor that has NaN or infinity in it, in words; empty when all are finite."""
+    for name, value in tensors.items():
+        wrong = int((~value.detach().isfinite()).sum())
+        if wrong:
+            return f"{name} holds {wrong:,} values of {value.numel():,} that are not finite"
+    return ""
