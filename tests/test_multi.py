@@ -200,6 +200,24 @@ def test_who_wants_an_sae_says_so(tmp_path):
         need_sae(model, str(path), "saezoo demo")
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"features": [0, 1]}, "features= is for SAEs of one layer"),
+        ({"encoder_only": True}, "encoder_only= is for SAEs of one layer"),
+        ({"dtype": {"W_dec": torch.bfloat16}}, "takes one dtype"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("origin", [mntss_clt.ORIGINS[0], kissane_crosscoder.ORIGINS[0]], ids=str)
+def test_it_is_not_loaded_in_part_and_says_so(origin, asked, said, tmp_path):
+    path, _, _ = load(origin, tmp_path)
+    for name in [path, path / "layer_1"] if origin.layered else [path]:
+        with pytest.raises(InputError, match=said) as caught:
+            load_sae(name, **asked)
+        assert "\n" not in str(caught.value)
+
+
 WRONG = [
     (lambda m, x: m.encode(x[:, :2]), "every layer"),
     (lambda m, x: m.encode(x[:, 0]), "every layer"),
