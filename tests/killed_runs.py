@@ -41,19 +41,26 @@ def half_written(folder: Path) -> bool:
     return folder.is_dir() and any(name.startswith(".checkpoint-") for name in os.listdir(folder))
 
 
+def saved(folder: Path) -> int:
+    """The step of the newest whole checkpoint there; 0 without one."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    return max((int(name[11:]) for name in names if name.startswith("checkpoint-")), default=0)
+
+
 def main(recipe: dict, out: Path, kills: int) -> None:
-    """Kill that many children, every other one as soon as it writes a checkpoint; the rest at a
-    random moment after the first steps.
+    """Kill that many children, each some random steps after it began, and every other one just then
+    only when it writes a checkpoint. Steps, not seconds: on any machine the moments come before the
+    run's end.
     """
     draw, run, died, within = random.Random(1), out.with_name(out.name + ".run"), 0, 0
     while True:
         pid = child(recipe, out)
-        patience = time.monotonic() + draw.uniform(0.1, 0.8)
+        enough = saved(run) + draw.randrange(1, 7)
         ended, status = 0, 0
         while not ended:
             time.sleep(0.0005)
             ended, status = os.waitpid(pid, os.WNOHANG)
-            late = time.monotonic() > patience
+            late = saved(run) >= enough
             if not ended and died < kills and late and (died % 2 or half_written(run)):
                 os.kill(pid, signal.SIGKILL)
                 ended, status = os.waitpid(pid, 0)
