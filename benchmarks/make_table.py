@@ -10,11 +10,11 @@ RESULTS = Path(__file__).parent / "results"
 
 def make_table() -> str:
     """Markdown: what was measured, ours, the other, their ratio; then with what and when."""
-    found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    paths = {name: RESULTS / f"{name}.json" for name in ROWS}
+    found = {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
     lines = ["| what | saezoo | beside it | ratio |", "|---|---|---|---|"]
-    for name in ROWS:
-        if name in found:
-            lines += ROWS[name](found[name])
+    for name, result in found.items():
+        lines += ROWS[name](result)
     lines += ["", *_footers(found)]
     return "\n".join(lines)
 
@@ -115,6 +115,17 @@ def _load_memory(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def _train_steps(result: dict[str, Any]) -> list[str]:
+    ours = {row["d_sae"]: row for row in result["rows"] if row["library"] == "saezoo"}
+    return [
+        f"| a topk training step on a CPU, d_sae {row['d_sae']:,} | {ours[row['d_sae']]['ms']:.0f} "
+        f"ms, {ours[row['d_sae']]['peak_memory_mb']:,.0f} MB | {row['library']} {row['ms']:.0f} "
+        f"ms, {row['peak_memory_mb']:,.0f} MB | {row['saezoo_is_faster_by']:.2f} x |"
+        for row in result["rows"]
+        if row["library"] != "saezoo"
+    ]
+
+
 ROWS = {
     "import_time": _import_time,
     "listing": _listing,
@@ -123,6 +134,7 @@ ROWS = {
     "topk_inference": _topk_inference,
     "chunked_encode": _chunked_encode,
     "load_memory": _load_memory,
+    "train_steps": _train_steps,
 }
 
 
@@ -134,7 +146,10 @@ def _footers(found: dict[str, dict[str, Any]]) -> list[str]:
         + "."
         for result in found.values()
     }
-    settings = [f"`{name}.py`: {result['setting']}." for name, result in found.items()]
+    settings = [
+        f"`{name.replace('train_', 'train/')}.py`: {result['setting']}."
+        for name, result in found.items()
+    ]
     return [f"- {line}" for line in (*sorted(runs), *settings)]
 
 

@@ -6,6 +6,7 @@ docs/zoo.md            every release, and registry/known_of.md
 registry/index.json.gz all registered SAEs, for listing
 README.md, <!-- benchmarks -->   the table of benchmarks/results
 README.md, <!-- zoo -->          how many SAEs are registered
+docs/training.md, <!-- … -->     what was measured of the trainer
 """
 
 import gzip
@@ -46,11 +47,23 @@ def readme() -> str:
     """README.md with the table of benchmarks and the counts of the zoo between their markers."""
     from benchmarks.make_table import make_table
 
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, made in (("benchmarks", make_table()), ("zoo", _totals())):
+    return _filled("README.md", {"benchmarks": make_table(), "zoo": _totals()})
+
+
+def training_page() -> str:
+    """docs/training.md with the tables of what was measured between their markers."""
+    from benchmarks.train.tables import tables
+
+    return _filled("docs/training.md", tables())
+
+
+def _filled(page: str, made: dict[str, str]) -> str:
+    """A page with these texts between `<!-- name -->` and `<!-- /name -->`."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name, content in made.items():
         start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         before, rest = text.split(start)
-        text = before + start + made.rstrip() + "\n" + end + rest.split(end)[1]
+        text = before + start + content.rstrip() + "\n" + end + rest.split(end)[1]
     return text
 
 
@@ -149,6 +162,7 @@ PAGES: dict[str, Callable[[], str | bytes]] = {
     "docs/zoo.md": zoo_page,
     "registry/index.json.gz": index_file,
     "README.md": readme,
+    "docs/training.md": training_page,
 }
 
 

@@ -233,6 +233,28 @@ def test_sparsity_penalties_warm_up(at, share):
     assert float((output.loss - output.fvu).detach()) == pytest.approx(share * float(output.l0))
 
 
+@pytest.mark.parametrize("name", ["relu", "gated"])
+def test_the_search_for_a_weight(name):
+    """It rises by a hundredth of ln(mean L0 / target) a step, at most by a hundredth, once the
+    warm-up is over; the mean keeps nine tenths.
+    """
+    model = build(name, l1_coefficient=0.5, target_l0=2.0, sparsity_warmup=0.1)
+    model.search(torch.tensor(4.0), HALFWAY)
+    assert (float(model.mean_l0), float(model.log_factor)) == (4.0, 0.0)
+    logs = model.search(torch.tensor(2.0), 10)
+    assert float(model.mean_l0) == pytest.approx(3.8)
+    assert float(model.log_factor) == pytest.approx(0.01 * math.log(3.8 / 2))
+    assert float(logs["l1_coefficient"]) == pytest.approx(0.5 * (3.8 / 2) ** 0.01)
+    model.search(torch.tensor(1000.0), 11)
+    assert float(model.log_factor) == pytest.approx(0.01 * (math.log(3.8 / 2) + 1))
+    assert float(model.penalty_weight(20)) == pytest.approx(0.5 * math.exp(0.01) * 1.9**0.01)
+    # without a target the weight is as given, and nothing is searched
+    plain = build(name, l1_coefficient=0.5)
+    assert plain.search(torch.tensor(9.0), 50) == {}
+    assert plain.penalty_weight(50) == 0.5
+    assert "log_factor" not in plain.state_dict()
+
+
 def test_k_falls_linearly_to_its_value_and_stays():
     options = ARCHITECTURES["topk"].Options(k=4, k_start=8, k_steps=4)
     assert [options.k_at(at) for at in range(6)] == [8, 7, 6, 5, 4, 4]

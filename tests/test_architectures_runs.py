@@ -97,15 +97,28 @@ def test_a_run_learns_and_its_export_computes_on_raw_activations_what_was_traine
     assert float((sae(x.double()) - x).pow(2).sum() / (x - x.mean(0)).pow(2).sum()) < 0.25
 
 
-@each
-def test_state_dict_is_the_whole_state(name, tmp_path):
+@pytest.mark.parametrize("target", [2.0, 3.0])
+@pytest.mark.parametrize("name", ["gated", "relu"])
+def test_the_weight_of_a_penalty_is_found_that_gives_a_wanted_l0(name, target):
+    model = build(name, target_l0=target)
+    outputs = run(model, adam_of(model), range(3 * STEPS))
+    l0 = sum(float(output.l0) for output in outputs[-50:]) / 50
+    assert l0 == pytest.approx(target, rel=0.1)
+
+
+STATES = {name: (name, {}) for name in ARCHITECTURES}
+STATES |= {f"{name}, target_l0": (name, {"target_l0": 3.0}) for name in ("gated", "relu")}
+
+
+@pytest.mark.parametrize(("name", "options"), STATES.values(), ids=STATES)
+def test_state_dict_is_the_whole_state(name, options, tmp_path):
     """Saved at step 20 into a file and loaded into a fresh model, a run goes on bitwise."""
-    model = build(name, dead_after_tokens=500)
+    model = build(name, dead_after_tokens=500, **options)
     adam = adam_of(model)
     run(model, adam, range(20))
     torch.save((model.state_dict(), adam.state_dict()), tmp_path / "state.pt")
     run(model, adam, range(20, 40))
-    again = build(name, dead_after_tokens=500)
+    again = build(name, dead_after_tokens=500, **options)
     adam = adam_of(again)
     for target, state in zip((again, adam), torch.load(tmp_path / "state.pt"), strict=True):
         target.load_state_dict(state)

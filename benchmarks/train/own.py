@@ -16,14 +16,18 @@ BETA1 = {"gated": 0.0, "jumprelu": 0.0}
 
 
 class Own:
-    """Inputs of mean norm 1; the scale is folded away in `result`, which runs the exported SAE."""
+    """Inputs of mean norm 1; the scale is folded away in `result`, which runs the exported SAE.
+
+    The option `raw_inputs` leaves the scale out, to show what it is for.
+    """
 
     def __init__(self, task: Task, architecture: str) -> None:
         sample = task.sample
-        scale = float(1 / sample.norm(dim=-1).mean())
+        given = dict(task.options)
+        scale = 1.0 if given.pop("raw_inputs", False) else float(1 / sample.norm(dim=-1).mean())
         mean = sample.mean(0) * scale
         kind = ARCHITECTURES[architecture]
-        options: dict[str, Any] = {"d_sae": task.d_sae} | task.options
+        options: dict[str, Any] = {"d_sae": task.d_sae} | given
         if "k" in kind.Options.model_fields:
             options["k"] = task.k
         if "target_l0" in kind.Options.model_fields:

@@ -10,6 +10,8 @@ import argparse
 import datetime
 import json
 import statistics
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,25 +38,37 @@ def main() -> None:
     made = argparse.ArgumentParser(description=__doc__)
     made.add_argument("--acts", type=Path, required=True)
     made.add_argument("--held", type=Path, required=True)
-    made.add_argument("--seeds", type=int, default=3)
+    made.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     made.add_argument("--only", action="append", help="architectures, instead of all")
+    made.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    made.add_argument("--threads", type=int, default=2, help="of each run")
     words = made.parse_args()
     peers = _run.need_peers()
     runs: list[dict[str, Any]] = json.loads(RUNS.read_text()) if RUNS.is_file() else []
-    for seed in range(words.seeds):
-        for library, architecture, options in TASKS:
-            if words.only and architecture not in words.only:
-                continue
-            what = {"library": library, "architecture": architecture, "seed": seed} | options
-            if any(what.items() <= run.items() for run in runs):
-                continue
-            python = _run.own_python() if library == "saezoo" else peers
-            extra = [f"--{key}={value}" for key, value in options.items()]
-            files = ["--acts", str(words.acts), "--held", str(words.held), "--seed", str(seed)]
-            got = _run.child(python, ONE, library, architecture, *files, *extra)
-            today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    lock = threading.Lock()
+
+    def train(what: dict[str, Any], options: dict[str, Any]) -> None:
+        python = _run.own_python() if what["library"] == "saezoo" else peers
+        extra = [f"--{key}={value}" for key, value in options.items()]
+        files = ["--acts", str(words.acts), "--held", str(words.held)]
+        how = ["--seed", str(what["seed"]), "--threads", str(words.threads)]
+        got = _run.child(python, ONE, what["library"], what["architecture"], *files, *how, *extra)
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        with lock:
             runs.append(what | got | {"date": today})
             RUNS.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+
+    with ThreadPoolExecutor(words.jobs) as pool:
+        waiting = []
+        for seed in words.seeds:
+            for library, architecture, options in TASKS:
+                if words.only and architecture not in words.only:
+                    continue
+                what = {"library": library, "architecture": architecture, "seed": seed} | options
+                if not any(what.items() <= run.items() for run in runs):
+                    waiting.append(pool.submit(train, what, options))
+        for item in waiting:
+            item.result()
     _run.write_result("train_quality", SETTING, summary(runs))
 
 

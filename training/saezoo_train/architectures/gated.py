@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from saezoo.config import SAEConfig, Spec
 from saezoo_train.architectures.base import Setting, StepOutput
-from saezoo_train.architectures.dictionary import Dictionary, DictionaryOptions, warm_up
+from saezoo_train.architectures.penalty import PenaltyDictionary, PenaltyOptions
 from saezoo_train.ops import Active, at_latents, decode_at, encode_at, select_above
 
 # B batch, D d_in, M d_sae, N pairs of a token and a latent whose gate is open
 
 
-class GatedOptions(DictionaryOptions):
+class GatedOptions(PenaltyOptions):
     """A Gated SAE with unit-norm decoder rows."""
 
     encoder_init: Literal["decoder", "matched"] = "matched"
@@ -29,11 +29,9 @@ class GatedOptions(DictionaryOptions):
     """Weight of the L1 norm of the gates' pre-activations (lambda in the paper's equation 8): loss
     in units of FVU for gates in units of inputs of mean norm 1. Decides the sparsity.
     """
-    sparsity_warmup: float = Field(default=0.05, ge=0, le=1)
-    """Share of all steps over which that weight rises from 0 (Conerly et al. 2024: 5 %)."""
 
 
-class Gated(Dictionary):
+class Gated(PenaltyDictionary):
     """gate = W_enc (x - b_dec) + b_gate; magnitude = exp(r_mag) W_enc (x - b_dec) + b_mag; f is
     ReLU(magnitude) where gate > 0.
 
@@ -73,16 +71,16 @@ class Gated(Dictionary):
 
     def training_step(self, x_BD: Tensor, step: int) -> StepOutput:
         """See Architecture."""
-        options = self.options
         out_BD, features_N, gate_N, active = self._forward(x_BD)
         frozen_BD = decode_at(gate_N, self.W_dec.detach(), active) + self.b_dec.detach()
         fvu, auxiliary = self.fvu(x_BD, out_BD), self.fvu(x_BD, frozen_BD)
         l1 = gate_N.sum() / len(x_BD)
-        weight = options.l1_coefficient * warm_up(step, self.setting.steps, options.sparsity_warmup)
+        loss = fvu + self.penalty_weight(step) * l1 + auxiliary
         fired_N = active.latent_N[features_N.detach() > 0]
         self.count_silence(fired_N, len(x_BD))
         logs = {"l1": l1, "auxiliary": auxiliary}
-        return self.output(fvu + weight * l1 + auxiliary, fvu, fired_N, x_BD, logs)
+        logs |= self.search(x_BD.new_tensor(len(fired_N) / len(x_BD)), step)
+        return self.output(loss, fvu, fired_N, x_BD, logs)
 
     def to_native(self, facts: dict[str, Any]) -> tuple[SAEConfig, dict[str, Tensor]]:
         """A gated SAE."""

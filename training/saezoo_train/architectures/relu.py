@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from saezoo.config import SAEConfig, Spec
 from saezoo_train.architectures.base import Setting, StepOutput
-from saezoo_train.architectures.dictionary import Dictionary, DictionaryOptions, warm_up
+from saezoo_train.architectures.penalty import PenaltyDictionary, PenaltyOptions
 from saezoo_train.ops import Active, at_latents, decode_at, encode_at, select_above
 
 # B batch, D d_in, M d_sae, N pairs of a token and a latent that is on
 
 
-class ReLUOptions(DictionaryOptions):
+class ReLUOptions(PenaltyOptions):
     """A ReLU SAE whose decoder rows may have any length."""
 
     b_dec_init: Literal["mean", "median", "zero"] = "zero"
@@ -31,11 +31,9 @@ class ReLUOptions(DictionaryOptions):
     squared error, is 5 / (sqrt(d_in) * variance) here, the variance of inputs of mean norm 1: some
     0.4 for d_in = 576. Decides the sparsity.
     """
-    sparsity_warmup: float = Field(default=0.05, ge=0, le=1)
-    """Share of all steps over which that weight rises from 0 (the update: 5 %)."""
 
 
-class ReLU(Dictionary):
+class ReLU(PenaltyDictionary):
     """f = ReLU(W_enc x + b_enc); x_hat = W_decᵀ f + b_dec; no constraint on any row.
 
     Loss: FVU + l1_coefficient * sum_i f_i ‖W_dec_i‖. The update also clips the gradient's norm at
@@ -65,13 +63,13 @@ class ReLU(Dictionary):
 
     def training_step(self, x_BD: Tensor, step: int) -> StepOutput:
         """See Architecture."""
-        options = self.options
         out_BD, acts_N, active = self._forward(x_BD)
         fvu = self.fvu(x_BD, out_BD)
         l1 = (acts_N * at_latents(self.W_dec.norm(dim=-1), active)).sum() / len(x_BD)
-        weight = options.l1_coefficient * warm_up(step, self.setting.steps, options.sparsity_warmup)
+        loss = fvu + self.penalty_weight(step) * l1
         self.count_silence(active.latent_N, len(x_BD))
-        return self.output(fvu + weight * l1, fvu, active.latent_N, x_BD, {"l1": l1})
+        logs = {"l1": l1} | self.search(x_BD.new_tensor(len(active.latent_N) / len(x_BD)), step)
+        return self.output(loss, fvu, active.latent_N, x_BD, logs)
 
     def to_native(self, facts: dict[str, Any]) -> tuple[SAEConfig, dict[str, Tensor]]:
         """A ReLU SAE."""

@@ -1,0 +1,62 @@
+"""The tables of docs/training.md, made from results/train_*.json and nothing else."""
+
+import json
+from typing import Any
+
+from benchmarks._run import RESULTS
+
+Row = dict[str, Any]
+
+
+def tables() -> dict[str, str]:
+    """Markdown by the name of its place in the page; only of what was measured."""
+    made = {"ablation": _ablation, "quality": _quality, "steps": _steps}
+    return {
+        name: make(json.loads(path.read_text()))
+        for name, make in made.items()
+        if (path := RESULTS / f"train_{name}.json").is_file()
+    }
+
+
+def _ablation(result: Row) -> str:
+    base = next(row for row in result["rows"] if row["change"] == "the defaults")
+    lines = ["| change | FVU | against the defaults | dead |", "|---|---|---|---|"]
+    for row in result["rows"]:
+        against = "" if row is base else f"{100 * (row['fvu'] / base['fvu'] - 1):+.1f} %"
+        change = row["change"] if row is base else f"`{row['change']}`"
+        lines.append(f"| {change} | {row['fvu']:.4f} | {against} | {100 * row['dead']:.1f} % |")
+    return _with_setting(lines, result)
+
+
+def _quality(result: Row) -> str:
+    lines = ["| architecture | library | FVU | seeds | L0 | dead |", "|---|---|---|---|---|---|"]
+    order = ["topk", "batchtopk", "jumprelu", "gated"]
+    for row in sorted(result["rows"], key=lambda row: order.index(row["architecture"])):
+        more = ", ".join(f"{key} {row[key]:g}" for key in ("lr", "penalty") if key in row)
+        lines.append(
+            f"| {row['architecture']} | {row['library']}{f' ({more})' if more else ''} | "
+            f"{row['fvu']:.4f} | {len(row['fvu_of_seeds'])} | {row['l0']:.1f} | "
+            f"{100 * row['dead']:.1f} % |"
+        )
+    return _with_setting(lines, result)
+
+
+def _steps(result: Row) -> str:
+    lines = [
+        "| d_sae | library | ms a step | saezoo is faster by | memory |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        faster = "" if row["library"] == "saezoo" else f"{row['saezoo_is_faster_by']:.2f} x"
+        lines.append(
+            f"| {row['d_sae']:,} | {row['library']} | {row['ms']:.0f} | {faster} | "
+            f"{row['peak_memory_mb']:,.0f} MB |"
+        )
+    return _with_setting(lines, result)
+
+
+def _with_setting(lines: list[str], result: Row) -> str:
+    versions = ", ".join(f"{key} {value}" for key, value in result["versions"].items())
+    return "\n".join(
+        [*lines, "", f"{result['setting']}. {result['date']}, {result['machine']}; {versions}."]
+    )
