@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, urlsplit
 
+from tests.fakes.hub_datasets import answer_dataset
 from tests.fakes.server import Answer, FakeServer, _Handler
 
 LFS = (".safetensors", ".pt", ".bin", ".npz")
@@ -32,6 +33,7 @@ class FakeHub(FakeServer):
     def __init__(self) -> None:
         super().__init__()
         self.repos: dict[str, Repo] = {}
+        self.datasets: dict[str, dict[str, bytes]] = {}
         self.query = threading.local()
         self._server.RequestHandlerClass = type("Bound", (_WithQuery,), {"of": self})
 
@@ -39,6 +41,7 @@ class FakeHub(FakeServer):
         """Forget the repos too."""
         super().reset()
         self.repos.clear()
+        self.datasets.clear()
 
     def commit(self, name: str, files: dict[str, bytes], branch: str = "main") -> str:
         """Make a commit with exactly these files, move the branch to it, and return its hash."""
@@ -51,6 +54,8 @@ class FakeHub(FakeServer):
 
     def answer(self, path: str, headers: dict[str, str]) -> Answer:
         """One answer of the Hub."""
+        if path.startswith(("/api/datasets/", "/datasets/")):
+            return answer_dataset(self.datasets, path)
         token = headers.get("authorization", "").removeprefix("Bearer ")
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             return self._model(found[1], found[2] or "main", token)
