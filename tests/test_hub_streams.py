@@ -59,7 +59,8 @@ def test_what_is_not_there_is_one_line(name, given, said):
     assert "\n" not in str(caught.value)
 
 
-def test_a_data_set_that_is_not_there(hub):
+@pytest.mark.usefixtures("hub")
+def test_a_data_set_that_is_not_there():
     with pytest.raises(DataError, match="'someone/nothing' could not be read"):
         list(read_documents("someone/nothing"))
 
@@ -68,8 +69,8 @@ def test_a_run_over_a_stream_that_is_stopped_goes_on_to_the_same_weights(name, h
     hub.datasets[name] = {"train.jsonl": lines(texts(120))}
     chosen = recipe(write_host(tmp_path / "host"), name, save_dtype="float32")
     train_sae(chosen, tmp_path / "whole")
+    at = At(27, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(Stopped):
-        at = At(27, lambda: os.kill(os.getpid(), signal.SIGINT))
         train_sae(chosen, tmp_path / "stopped", watch=at)
     assert train_sae(chosen, tmp_path / "stopped").resumed_at == 27
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
