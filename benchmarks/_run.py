@@ -22,6 +22,14 @@ torch.
 """
 PACKAGES = ("torch", "sae-lens", "dictionary-learning", "eai-sparsify")
 
+FEW_PAGE_FAULTS = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**35),
+}
+"""Environment of runs that are not timed: memory is kept rather than given back and asked for again
+at each step. The numbers are the same.
+"""
+
 
 def parser(about: str | None) -> argparse.ArgumentParser:
     """Every script's own options are added to these."""

@@ -10,6 +10,7 @@ results by scripts/make_docs.py.
 import argparse
 import datetime
 import json
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,7 @@ from benchmarks import _run
 
 ONE = Path(__file__).parent / "one.py"
 RESULT = _run.RESULTS / "train_ablation.json"
-D_SAE, WARMUP, DECAY = 8192, 200, 0.5
+D_SAE, WARMUP, DECAY = 4096, 200, 0.5
 LR = 1e-3 * (5120 / D_SAE) ** 0.5
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -51,6 +52,7 @@ def main() -> None:
     made.add_argument("--jobs", type=int, default=1, help="runs at a time")
     made.add_argument("--threads", type=int, default=2, help="of each run")
     words = made.parse_args()
+    os.environ.update(_run.FEW_PAGE_FAULTS)
     rows: list[dict[str, Any]] = json.loads(RESULT.read_text())["rows"] if RESULT.is_file() else []
     lock = threading.Lock()
 
@@ -82,7 +84,7 @@ def main() -> None:
 
 
 SETTING = (
-    "topk, SmolLM2-135M-Instruct, output of layer 15, d 576, 1,000,000 tokens once, d_sae 8,192, "
+    "topk, SmolLM2-135M-Instruct, output of layer 15, d 576, 1,000,000 tokens once, d_sae 4,096, "
     "k 32, batch 1,024, seed 0; FVU on 49,984 held-out tokens; dead: features that fire on none of "
     "them nor of 262,144 training tokens"
 )

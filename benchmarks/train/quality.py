@@ -9,6 +9,7 @@ A run that the results hold already is not run again, so an interrupted call goe
 import argparse
 import datetime
 import json
+import os
 import statistics
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,7 @@ def main() -> None:
     made.add_argument("--threads", type=int, default=2, help="of each run")
     words = made.parse_args()
     peers = _run.need_peers()
+    os.environ.update(_run.FEW_PAGE_FAULTS)
     runs: list[dict[str, Any]] = json.loads(RUNS.read_text()) if RUNS.is_file() else []
     lock = threading.Lock()
 
