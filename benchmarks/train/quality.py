@@ -23,7 +23,6 @@ RUNS = _run.RESULTS / "train_quality_runs.json"
 TASKS: list[tuple[str, str, dict[str, Any]]] = [
     ("saezoo", "topk", {}),
     ("sparsify", "topk", {}),
-    ("sparsify, Adam", "topk", {"lr": 1e-3}),
     ("dictionary_learning", "topk", {"lr": 1e-3}),
     ("saezoo", "batchtopk", {}),
     ("dictionary_learning", "batchtopk", {"lr": 1e-3}),
@@ -31,6 +30,7 @@ TASKS: list[tuple[str, str, dict[str, Any]]] = [
     ("dictionary_learning", "jumprelu", {"lr": 1e-3}),
     ("saezoo", "gated", {}),
     ("dictionary_learning", "gated", {"lr": 1e-3}),
+    ("sparsify, Adam", "topk", {"lr": 1e-3}),
 ]
 """(library, architecture, options of one.py)."""
 
