@@ -22,7 +22,8 @@ SaezooError
 ├── TrainingError (RuntimeError)     training that cannot go on: not finite, no room, another recipe
 │   └── Stopped                      somebody asked a run to stop; it can go on
 ├── PublishError (RuntimeError)      an upload that did not happen, or not whole; says which
-│   └── NotPublishable (ValueError)  a folder that is not fit to be published
+│   ├── NotPublishable (ValueError)  a folder that is not fit to be published
+│   └── RemoteChanged                somebody else has changed the repo meanwhile
 └── MissingExtra (ImportError)       an optional dependency is not installed
 
 Messages say what happened with the value, where, and what to do next. One line each: the CLI prints
@@ -134,6 +135,10 @@ class NotPublishable(PublishError, ValueError):
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = tuple(problems)
+
+
+class RemoteChanged(PublishError):
+    """Somebody else has changed the repo since it was read; nothing of theirs was overwritten."""
 
 
 class MissingExtra(SaezooError, ImportError):
