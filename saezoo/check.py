@@ -24,6 +24,11 @@ from saezoo.numerics import TOLERANCE, largest_difference
 from saezoo.sae import SAE
 
 GOLDEN = "golden.safetensors"
+GOLDEN_TOKENS = 32
+NOISE = (1e-3, 1e-4, 1e-5)
+"""Sizes of disturbances, as a share of an activation's norm, that must not change which features
+are on for golden inputs.
+"""
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,28 @@ def write_golden(sae: SAE, x: Tensor, folder: Path) -> None:
         },
         folder / GOLDEN,
     )
+
+
+def decided_tokens(sae: SAE, x: Tensor, draws: int = 4) -> Tensor:
+    """The rows of x (tokens, d_in) on which a small disturbance changes no feature from off to on:
+    on another machine's arithmetic a near-tie may fall the other way, and that would be no fault of
+    the file. ReLU features have no such ties: they grow from 0.
+    """
+    if sae.cfg.architecture == "relu":
+        return x
+    generator = torch.Generator().manual_seed(0)
+    on = sae.encode(x) != 0
+    unit = x.norm(dim=-1, keepdim=True) / x.shape[1] ** 0.5
+    decided = x[:0]
+    for size in NOISE:
+        same = torch.ones(len(x), dtype=torch.bool)
+        for _ in range(draws):
+            noise = torch.randn(x.shape, generator=generator) * unit * size
+            same &= ((sae.encode(x + noise) != 0) == on).all(-1)
+        decided = x[same]
+        if len(decided) >= GOLDEN_TOKENS:
+            break
+    return decided
 
 
 def golden_difference(sae: SAE, path: Path) -> float:

@@ -1,0 +1,296 @@
+"""From folders to the tree that is published: which SAEs there are, and for each of them the files
+of its own, what is made of them, and the row that gives it a name.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saezoo.check import GOLDEN, GOLDEN_TOKENS, decided_tokens, write_golden
+from saezoo.config import Origin, SAEConfig
+from saezoo.convert import SIZES, convert_weights, proof_inputs
+from saezoo.entry import Entry
+from saezoo.errors import CannotConvert, NotPublishable, PublishError, SaezooError
+from saezoo.figure import plot_density
+from saezoo.files import sha256_of
+from saezoo.fill import load_plain
+from saezoo.formats import Weights, native
+from saezoo.formats._tensors import read_json
+from saezoo.names import parse_name
+from saezoo.publishing.card import PLOT, Shown, write_card
+from saezoo.publishing.merge import merge_manifest
+from saezoo.publishing.staged import CARD, MANIFEST, Staged
+from saezoo.registry import find_registered, release_names
+from saezoo.sae import build_sae
+from saezoo.stanza import id_key, row_of
+from saezoo.stats import STATS, stats_of
+
+NEEDED = (native.CONFIG, native.WEIGHTS)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One native folder that is to be published."""
+
+    folder: Path
+    path: str
+    """Where it goes, in the repo; empty: to its root."""
+    cfg: SAEConfig
+    """As it is published: with the licence."""
+    changed: bool = False
+    """Whether that is another spec than the folder's."""
+    called: str = ""
+    """The id that it has at its place already."""
+
+    def weights(self) -> Weights:
+        """The tensors, mapped. Raises FormatError for files that are not what they must be."""
+        return Weights(self.cfg, native.read(self.folder, None).tensors)
+
+    @property
+    def where(self) -> str:
+        """How problems call it."""
+        return self.folder.name
+
+    @property
+    def id(self) -> str:  # noqa: A003
+        """The second half of its name."""
+        if self.called or self.path:
+            return self.called or self.path
+        site = self.cfg.site
+        if site is None or site.layer is None:
+            return "sae"
+        return f"layer_{site.layer}_{site.point}" if site.point else f"layer_{site.layer}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tree goes, and what stands there."""
+
+    release: str
+    """The first half of the names."""
+    repo: str | None
+    """org/name on the Hub; None: a folder."""
+    readme: str | None = None
+    manifest: str | None = None
+
+    def name_of(self, source: Source, sha256: str) -> str:
+        """What `load_sae` takes, once it is there."""
+        if _registered(self.release, source.id) == sha256:
+            return f"{self.release}/{source.id}"
+        if self.repo is None:
+            return f"./{self.release}#{source.id}"
+        return f"hf://{self.repo}/{source.path}" if source.path else f"hf://{self.repo}"
+
+
+def find_sources(folder: Path, path: str | None, licence: str | None) -> list[Source]:
+    """The native folder, or those below it, in the order of their paths.
+
+    path: where in the repo; of many, what comes before each one's own. licence: instead of what
+    their specs say. Raises NotPublishable where there is none.
+    """
+    if not folder.is_dir():
+        raise NotPublishable([f"{folder}: no such folder"])
+    found = [folder] if is_native(folder) else sorted(_below(folder))
+    if not found:
+        raise NotPublishable(
+            [
+                f"{folder}: neither a native folder nor one of such; `saezoo convert {folder} "
+                "./native` makes one of any SAE"
+            ]
+        )
+    sources, problems = [], []
+    for item in found:
+        own = item.relative_to(folder).as_posix()
+        parts = [part.strip("/") for part in (path or "", "" if own == "." else own)]
+        try:
+            sources.append(_source(item, "/".join(filter(None, parts)), licence))
+        except SaezooError as error:
+            problems.append(str(error))
+    if problems:
+        raise NotPublishable(problems)
+    return sorted(sources, key=lambda source: id_key(source.path))
+
+
+def is_native(folder: Path) -> bool:
+    """Whether a folder says that it is one of saezoo's own."""
+    try:
+        return "saezoo_format" in read_json(folder / native.CONFIG)
+    except (SaezooError, OSError):
+        return False
+
+
+def _below(folder: Path) -> list[Path]:
+    """Native folders below one, not those of runs, hidden ones, or where links lead."""
+    found = []
+    for item in folder.iterdir():
+        if item.is_symlink() or not item.is_dir() or item.name.startswith("."):
+            continue
+        if item.name.endswith(".run"):
+            continue
+        found += [item] if is_native(item) else _below(item)
+    return found
+
+
+def _source(folder: Path, path: str, licence: str | None) -> Source:
+    cfg = native.read_config(folder)
+    if not isinstance(cfg, SAEConfig):
+        raise CannotConvert(
+            f"{folder.name}: is {cfg.title}; so far only SAEs of one layer can be published"
+        )
+    origin = cfg.origin or Origin()
+    if licence is None or licence == origin.licence:
+        return Source(folder, path, cfg)
+    stated = cfg.model_copy(update={"origin": origin.model_copy(update={"licence": licence})})
+    return Source(folder, path, stated, changed=True)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What was made of sources: files, and what is said of each SAE."""
+
+    staged: Staged
+    rows: list[dict[str, Any]]
+    """Of the manifest."""
+    names: list[str]
+    """What `load_sae` takes, one for each row."""
+
+
+def stage(sources: Sequence[Source], place: Place, exports: Sequence[str], work: Path) -> Tree:
+    """The tree of these sources; what is not in their folders is made in `work`.
+
+    Raises CannotConvert where another layout cannot express one, MissingExtra without matplotlib,
+    PublishError for a README.md or saezoo.yaml that has no place for ours.
+    """
+    files: dict[str, Path] = {}
+    shown, rows = [], []
+    called = ids_by_path(place.manifest)
+    for source in (replace(item, called=called.get(item.path, "")) for item in sources):
+        own = _files_of(source, exports, work / "made" / (source.path or "."))
+        files |= {_join(source.path, name): file for name, file in own.items()}
+        row = row_of(_entry(source, own))
+        rows.append(row)
+        shown.append(
+            Shown(
+                source.cfg,
+                place.name_of(source, row["sha256"][native.WEIGHTS]),
+                id=source.id,
+                path=source.path,
+                repo=place.repo,
+                exports=tuple(exports),
+                plot=PLOT in own,
+                golden=GOLDEN in own,
+                stats=STATS in own,
+            )
+        )
+    manifest = merge_manifest(place.manifest, place.release, _about(sources), rows)
+    names = {
+        CARD: write_card(_title(place, shown), shown, place.readme).encode(),
+        MANIFEST: manifest.encode(),
+    }
+    return Tree(Staged(files, names), rows, [item.name for item in shown])
+
+
+def ids_by_path(manifest: str | None) -> dict[str, str]:
+    """The ids of the rows of a saezoo.yaml, by the paths that they have in its own repo. Raises
+    PublishError for what is no release.
+    """
+    if manifest is None:
+        return {}
+    try:
+        listed = load_plain(manifest, MANIFEST).get("saes") or []
+        return {row.get("path", ""): row["id"] for row in listed if "source" not in row}
+    except (SaezooError, AttributeError, KeyError, TypeError) as error:
+        raise PublishError(f"the {MANIFEST} that is there is none of a release: {error}") from None
+
+
+def _title(place: Place, shown: Sequence[Shown]) -> str:
+    if len(shown) > 1 or not shown[0].path:
+        return place.release
+    return f"{place.release}/{shown[0].id}"
+
+
+def _about(sources: Sequence[Source]) -> str:
+    models = dict.fromkeys(s.cfg.site.model for s in sources if s.cfg.site and s.cfg.site.model)
+    kind = "Transcoders" if all(s.cfg.is_transcoder for s in sources) else "Sparse autoencoders"
+    return f"{kind} of {', '.join(models)}." if models else f"{kind}."
+
+
+def _files_of(source: Source, exports: Sequence[str], made: Path) -> dict[str, Path]:
+    """The files of one SAE, by their names in its folder."""
+    made.mkdir(parents=True, exist_ok=True)
+    files = {name: source.folder / name for name in NEEDED}
+    weights = source.weights()
+    if source.changed:
+        native.write_config(source.cfg, made)
+        files[native.CONFIG] = made / native.CONFIG
+    if (source.folder / GOLDEN).is_file():
+        files[GOLDEN] = source.folder / GOLDEN
+    elif source.cfg.custom is None:
+        make_golden(weights, made)
+        files[GOLDEN] = made / GOLDEN
+    stats = source.folder / STATS
+    if stats.is_file():
+        files[STATS] = stats
+        density = stats_of(stats, source.cfg.d_sae).get("density")
+        if density is not None:
+            plot_density(density, made / PLOT)
+            files[PLOT] = made / PLOT
+    for name in exports:
+        proof = convert_weights(weights, made / name, name, where=source.where)
+        for file in sorted(proof.folder.rglob("*")):
+            if file.is_file():
+                files[file.relative_to(made).as_posix()] = file
+    return files
+
+
+def make_golden(weights: Weights, folder: Path) -> None:
+    """Golden outputs for seeded inputs, where the trainer left none of real activations."""
+    assert isinstance(weights.cfg, SAEConfig)
+    sae = build_sae(weights.cfg, weights.tensors)
+    x = torch.cat(proof_inputs(sae.d_in, torch.float32))
+    # some of each size
+    mixed = x.reshape(len(SIZES), -1, sae.d_in).transpose(0, 1).reshape(-1, sae.d_in)
+    write_golden(sae, decided_tokens(sae, mixed)[:GOLDEN_TOKENS], folder)
+
+
+def _entry(source: Source, files: Mapping[str, Path]) -> Entry:
+    cfg, facts = source.cfg, source.cfg.metrics or {}
+    origin = cfg.origin or Origin()
+    known = {"l0": facts.get("l0"), "variance_explained": facts.get("explained_variance")}
+    if known["variance_explained"] is None and "fvu" in facts:
+        known["variance_explained"] = 1 - float(facts["fvu"])
+    return Entry(
+        id=source.id,
+        format="native",
+        source="",
+        path=source.path,
+        sha256={native.WEIGHTS: sha256_of(files[native.WEIGHTS])},
+        size=sum(files[name].stat().st_size for name in NEEDED),
+        d_in=cfg.d_in,
+        d_sae=cfg.d_sae,
+        k=cfg.k,
+        **{key: round(float(v), 4) for key, v in known.items() if v is not None},
+        licence=origin.licence,
+        author=origin.author,
+        paper=origin.paper,
+        site=cfg.site,
+        out_site=cfg.out_site,
+    )
+
+
+def _registered(release: str, id: str) -> str | None:  # noqa: A002
+    """The sha256 of the weights that the registry knows by this name."""
+    if release not in release_names():
+        return None
+    try:
+        known = find_registered(parse_name(f"{release}/{id}")).sha256
+    except SaezooError:
+        return None
+    return known.get(native.WEIGHTS) if isinstance(known, dict) else known
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}/{name}" if path else name
