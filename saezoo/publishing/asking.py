@@ -67,7 +67,9 @@ def find_token(token: str | None) -> str:
     return found
 
 
-def ask(what: Callable[[], T], repo: str, doing: str, token: str | None, *, again: bool = True) -> T:
+def ask(
+    what: Callable[[], T], repo: str, doing: str, token: str | None, *, again: bool = True
+) -> T:
     """What `what` returns. Busy answers and broken connections are waited out (again=False: the
     client does so itself); all else becomes one of our errors, which says what was being done.
     """
@@ -130,9 +132,7 @@ def _refuse_long_wait(response: Any) -> None:
         raise _TooLong(response.status_code, seconds)
 
 
-def translated(
-    error: BaseException, repo: str, doing: str, token: str | None
-) -> SaezooError:
+def translated(error: BaseException, repo: str, doing: str, token: str | None) -> SaezooError:
     """The typed error, in our own words and one line."""
     while type(error) is RuntimeError and error.__cause__ is not None:
         error = error.__cause__  # huggingface_hub's, around what happened to one file
@@ -145,7 +145,7 @@ def translated(
                 f"{error.seconds:.0f} s: run the same again then"
             )
         case OfflineModeIsEnabled():
-            return Offline(f"{doing} needs the Hub, and HF_HUB_OFFLINE forbids it")
+            return Offline(f"{repo}: {doing} needs the Hub, and HF_HUB_OFFLINE forbids that")
         case HfHubHTTPError() if status == 401:
             return NoAccess(
                 f"{repo}: the Hub does not know the token: run `hf auth login`, set HF_TOKEN, or "
@@ -153,11 +153,11 @@ def translated(
             )
         case GatedRepoError() | HfHubHTTPError() if status == 403:
             return NoAccess(
-                f"{repo}: the token is not allowed {doing}{said}. It takes one with write access to "
-                f"{repo.partition('/')[0]}; in a repo of others, --pr opens a pull request instead"
+                f"{repo}: the token has no permission for {doing}{said}. It takes one with write "
+                f"access to {repo.partition('/')[0]}; in a repo of others, --pr opens a pull request"
             )
         case RevisionNotFoundError():
-            return MissingFile(f"{repo}: the branch is not there (any more), {doing} failed")
+            return MissingFile(f"{repo}: {doing} failed, there is no such branch (any more)")
         case RepositoryNotFoundError():
             return MissingFile(
                 f"{repo}: the repo is gone from the Hub, or the token may not see it any more"
@@ -165,18 +165,20 @@ def translated(
         case HfHubHTTPError() if status == 412:
             return changed(repo)
         case HfHubHTTPError() if status in BUSY:
-            return PublishError(f"{repo}: the Hub is busy ({status}), {doing} failed: try later")
+            return PublishError(
+                f"{repo}: {doing} failed, the Hub is busy ({status}): run the same again later"
+            )
         case HfHubHTTPError():
-            return PublishError(f"{repo}: the Hub refuses {doing} ({status}){said}")
+            return PublishError(f"{repo}: {doing} was refused by the Hub ({status}){said}")
         case HFValidationError():
             return BadName(f"{repo!r} is no name of a Hub repo; it must read org/repo")
         case HTTPError():
             kind = type(error).__name__
             return PublishError(
-                f"{repo}: the connection to the Hub broke, {doing} failed ({kind}): run it again"
+                f"{repo}: {doing} failed, the connection to the Hub broke ({kind}): run the same again"
             )
         case json.JSONDecodeError():
-            return PublishError(f"{repo}: the Hub's answer makes no sense, {doing} failed")
+            return PublishError(f"{repo}: {doing} failed, the Hub's answer makes no sense")
         case OSError() if error.strerror:
             file = f"{error.filename}: " if error.filename else ""
             return PublishError(f"{repo}: {doing} failed: {file}{error.strerror}")

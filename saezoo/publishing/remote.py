@@ -1,6 +1,7 @@
 """The repo as it is before anything is published: its head, what is in it, whether it is there."""
 
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -65,17 +66,17 @@ def read_head(repo: str, *, branch: str | None = None, token: str | None = None)
     refuse_bad_token(token)
     wanted = branch or MAIN
     with patient_client():
-        info = ask(lambda: _info(repo, wanted, token), repo, "to read the repo", token)
+        info = ask(lambda: _info(repo, wanted, token), repo, "reading the repo", token)
         there = not isinstance(info, _NoBranch)
         if isinstance(info, _NoBranch):
-            info = ask(lambda: _info(repo, None, token), repo, "to read the repo", token)
+            info = ask(lambda: _info(repo, None, token), repo, "reading the repo", token)
         if info is None or isinstance(info, _NoBranch):
             return Head(repo, wanted, None, exists=info is not None)
         files = (
             ask(
                 lambda: _files(repo, str(info.sha), token),
                 repo,
-                "to list the repo",
+                "listing its files",
                 token,
                 again=False,
             )
@@ -103,7 +104,9 @@ def read_text(head: Head, path: str, token: str | None = None) -> str | None:
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise PublishError(f"{head.repo}: its {path} is no UTF-8 text, so it is left alone") from None
+        raise PublishError(
+            f"{head.repo}: its {path} is no UTF-8 text, so it is left alone"
+        ) from None
 
 
 def ensure_repo(repo: str, *, private: bool = False, token: str | None = None) -> None:
@@ -128,7 +131,7 @@ def ensure_repo(repo: str, *, private: bool = False, token: str | None = None) -
                 repo, repo_type="model", private=True if private else None, exist_ok=True
             ),
             repo,
-            "to create the repo",
+            "creating the repo",
             token,
         )
 
@@ -141,7 +144,8 @@ def same(local: Path | bytes, remote: RemoteFile) -> bool:
     if remote.sha256 is None:
         data = local if isinstance(local, bytes) else local.read_bytes()
         return git_hash(data) == remote.git_oid
-    return sha256_of(local) == remote.sha256
+    found = sha256(local).hexdigest() if isinstance(local, bytes) else sha256_of(local)
+    return found == remote.sha256
 
 
 class _NoBranch:
