@@ -20,6 +20,7 @@ from saezoo.cli.features import features
 from saezoo.cli.info import info
 from saezoo.cli.listing import list_
 from saezoo.cli.plot_run import plot_run
+from saezoo.cli.publish import publish
 from saezoo.cli.registry import registry
 from saezoo.cli.steer import steer
 from saezoo.cli.top import top
@@ -48,7 +49,7 @@ def cli(debug: bool) -> None:  # noqa: ARG001 read in `main`, wherever it stands
 for command in (
     *(list_, info, download, convert, check, demo),
     *(eval_, features, top, steer, cache_activations),
-    *(train, plot_run, zoo, cache, cite, registry),
+    *(train, plot_run, publish, zoo, cache, cite, registry),
 ):
     cli.add_command(command)
 
