@@ -133,7 +133,8 @@ def _refuse_long_wait(response: Any) -> None:
 
 
 def translated(error: BaseException, repo: str, doing: str, token: str | None) -> SaezooError:
-    """The typed error, in our own words and one line."""
+    """The typed error, in our own words and one line; what it came from loses the token too."""
+    _forget(error, token)
     while type(error) is RuntimeError and error.__cause__ is not None:
         error = error.__cause__  # huggingface_hub's, around what happened to one file
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
@@ -154,7 +155,7 @@ def translated(error: BaseException, repo: str, doing: str, token: str | None) -
         case GatedRepoError() | HfHubHTTPError() if status == 403:
             return NoAccess(
                 f"{repo}: the token has no permission for {doing}{said}. It takes one with write "
-                f"access to {repo.partition('/')[0]}; in a repo of others, --pr opens a pull request"
+                f"access to {repo.partition('/')[0]}; in others' repos, --pr opens a pull request"
             )
         case RevisionNotFoundError():
             return MissingFile(f"{repo}: {doing} failed, there is no such branch (any more)")
@@ -175,7 +176,8 @@ def translated(error: BaseException, repo: str, doing: str, token: str | None) -
         case HTTPError():
             kind = type(error).__name__
             return PublishError(
-                f"{repo}: {doing} failed, the connection to the Hub broke ({kind}): run the same again"
+                f"{repo}: {doing} failed, the connection to the Hub broke ({kind}): run the same "
+                "again"
             )
         case json.JSONDecodeError():
             return PublishError(f"{repo}: {doing} failed, the Hub's answer makes no sense")
@@ -184,6 +186,16 @@ def translated(error: BaseException, repo: str, doing: str, token: str | None) -
             return PublishError(f"{repo}: {doing} failed: {file}{error.strerror}")
         case _:
             return PublishError(f"{repo}: {doing} failed{said or f' ({type(error).__name__})'}")
+
+
+def _forget(error: BaseException | None, token: str | None) -> None:
+    """Take the token out of an error and all that led to it, in case a server has said it back:
+    a traceback shows them.
+    """
+    while error is not None and token:
+        said = (arg.replace(token, "…") if isinstance(arg, str) else arg for arg in error.args)
+        error.args = tuple(said)
+        error = error.__cause__ or error.__context__
 
 
 def changed(repo: str) -> RemoteChanged:
@@ -195,7 +207,7 @@ def changed(repo: str) -> RemoteChanged:
 
 
 def _said(error: BaseException, token: str | None) -> str:
-    """`: what the server said`, short, on one line and without the token; empty if it said nothing."""
+    """`: what the server said`, short, in one line and without the token; empty if nothing."""
     text = error.server_message if isinstance(error, HfHubHTTPError) else str(error)
     line = " ".join((text or "").split())
     if token:

@@ -5,6 +5,7 @@ which the last gives it a name.
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants
@@ -23,7 +24,7 @@ from saezoo.publishing.asking import (
 )
 from saezoo.publishing.remote import Head, read_head, same
 from saezoo.publishing.staged import CARD, Staged
-from saezoo.transfer import TRIES
+from saezoo.transfer import LONGEST_WAIT, TRIES
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, and how many bytes of how many are there."""
@@ -67,10 +68,10 @@ def upload(
 ) -> Uploaded:
     """Commit what the head lacks of a staged tree; nothing else in the repo is touched.
 
-    What fits into `one_commit_limit` is one commit. Of more, files that are new go first, in steps, the
-    weights before the specs; those that replace others go with README.md and saezoo.yaml in the
-    last commit, so that no name ever stands for half of something. Files that are there already
-    are not sent, so that running it again after an interruption finishes it.
+    What fits into `one_commit_limit` is one commit. Of more, files that are new go first, in steps,
+    the weights before the specs; those that replace others go with README.md and saezoo.yaml in the
+    last commit, so that no name ever stands for half of something. Files that are there already are
+    not sent, so that running it again after an interruption finishes it.
 
     head: as read_head gave it. Where the repo was new, it is read again. pr: open a pull request.
 
@@ -81,8 +82,11 @@ def upload(
     try:
         with patient_client():
             return job.run(one_commit_limit)
-    except SaezooError as error:
-        raise type(error)(f"{error}. {job.state()}") from error
+    except (SaezooError, OSError) as error:
+        ours = error
+        if not isinstance(ours, SaezooError):
+            ours = translated(error, head.repo, "reading the files to publish", None)
+        raise type(ours)(f"{ours}. {job.state()}") from error
     except KeyboardInterrupt:
         job.progress(job.state(), job.sent, job.total)
         raise
@@ -101,7 +105,7 @@ class _Upload:
         self.api = HfApi(token=token, library_name="saezoo")
         self.new_repo = head.revision is None
         self.pull_request: str | None = None
-        self.unsure_of_pr = False
+        self.unsure = False
         self.committed = self.sent = self.total = 0
         self.paths: list[str] = []
 
@@ -119,11 +123,13 @@ class _Upload:
 
     def state(self) -> str:
         """What is in the repo by now, and how to go on."""
-        if self.unsure_of_pr:
+        if self.unsure and self._opens_pr:
             return (
                 "A pull request may have been opened all the same: look at "
                 f"{constants.ENDPOINT}/{self.repo}/discussions before running this again"
             )
+        if self.unsure:
+            return "Whether the commit was made is not known: running the same again finds out"
         if not self.committed:
             how = "there, without any of the files" if self.new_repo else "as it was"
             branch = "" if self.head.has_branch else f", but for a new branch {self.ref}"
@@ -135,8 +141,8 @@ class _Upload:
         if self.pull_request:
             again = f"go on with --branch {self.ref}, and without --pr"
         return (
-            f"{self.committed} of {len(self.paths)} files are in {self.repo}, {where}, but not those "
-            f"that give them a name: {again} to finish it"
+            f"{self.committed} of {len(self.paths)} files are in {self.repo}, {where}, but not "
+            f"those that give them a name: {again} to finish it"
         )
 
     def _open(self) -> None:
@@ -214,33 +220,27 @@ class _Upload:
         additions = []
         for part in _parts(step, self.staged.size_of, TOGETHER):
             self.progress("uploading", self.sent, self.total)
-            added = ask(
-                lambda part=part: [CommitOperationAdd(path, self._local(path)) for path in part],  # type: ignore[misc]
-                self.repo,
-                "reading files",
-                self.token,
-                again=False,
+            additions += ask(
+                partial(self._send_large, part), self.repo, "uploading", self.token, again=False
             )
-            ask(
-                lambda added=added: self.api.preupload_lfs_files(  # type: ignore[misc]
-                    self.repo,
-                    added,
-                    revision=self.ref,
-                    create_pr=self._opens_pr,
-                    free_memory=False,
-                    # a .gitignore in the repo would leave files out without a word
-                    gitignore_content="",
-                ),
-                self.repo,
-                "uploading",
-                self.token,
-                again=False,
-            )
-            additions += added
             self.sent += sum(map(self.staged.size_of, part))
         self.progress("committing", self.sent, self.total)
         self._commit(additions, step)
         self.committed += len(step)
+
+    def _send_large(self, paths: list[str]) -> list[CommitOperationAdd]:
+        """Send what the Hub keeps in its storage; the rest goes in the commit itself."""
+        additions = [CommitOperationAdd(path, self._local(path)) for path in paths]
+        self.api.preupload_lfs_files(
+            self.repo,
+            additions,
+            revision=self.ref,
+            create_pr=self._opens_pr,
+            free_memory=False,
+            # a .gitignore in the repo would leave files out without a word
+            gitignore_content="",
+        )
+        return additions
 
     @property
     def _opens_pr(self) -> bool:
@@ -248,7 +248,7 @@ class _Upload:
 
     def _commit(self, additions: list[CommitOperationAdd], step: list[str]) -> None:
         """One commit on top of `parent`. An answer that was lost is no reason to commit twice: the
-        head tells whether it was made.
+        head tells whether it was made. Of a pull request nothing tells.
         """
         for asked in range(TRIES):
             try:
@@ -261,16 +261,17 @@ class _Upload:
                     parent_commit=self.parent,
                 )
             except FAILURES as error:
-                seconds = pause(error, asked)
-                status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-                self.unsure_of_pr = (
-                    self._opens_pr and seconds is not None and status not in (429, 503)
-                )
                 failed = translated(error, self.repo, "committing", self.token)
-                if seconds is None or self.unsure_of_pr:
+                seconds = pause(error, asked)
+                if seconds is None or seconds > LONGEST_WAIT:
+                    raise failed from error
+                status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+                # the Hub was seen to answer 500 for what it had done
+                self.unsure = status not in (429, 503)
+                if self.unsure and self._opens_pr:
                     raise failed from error
             else:
-                self.parent = made.oid
+                self.parent, self.unsure = made.oid, False
                 if self._opens_pr and made.pr_url:
                     self.pull_request, self.ref = made.pr_url, str(made.pr_revision)
                 return
@@ -280,10 +281,11 @@ class _Upload:
         raise failed
 
     def _landed(self, step: list[str]) -> bool:
-        """Whether a commit of which no answer came was made. Raises RemoteChanged if another was."""
+        """Whether a commit of which no answer came was made; RemoteChanged if another was."""
         head = read_head(self.repo, branch=self.ref, token=self.token)
         if not head.exists or head.revision is None:
             raise MissingFile(f"{self.repo}: the repo is gone from the Hub")
+        self.unsure = False
         if head.revision == self.parent:
             return False
         if not all(self._is_there(path, head) for path in step):

@@ -28,8 +28,8 @@ class User:
 
 
 class LfsHub(FakeHub):
-    """A FakeHub that takes files for those whose token is in `users`. `part_size`: bytes above which
-    a file is to be sent in parts.
+    """A FakeHub that takes files from those whose token is in `users`. `part_size`: bytes above
+    which a file is to be sent in parts.
     """
 
     def __init__(self) -> None:
