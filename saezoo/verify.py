@@ -188,7 +188,7 @@ def _lacking(release: Release, findings: list[Finding]) -> _Facts:
 
 
 def writable_registry() -> Path:
-    """The registry's folder. Raises RegistryError for one that was installed, or not for writing."""
+    """The registry's folder. Raises RegistryError for an installed one, or one not for writing."""
     folder = registry_folder()
     if folder.name == "_registry" or not os.access(folder, os.W_OK):
         raise RegistryError(

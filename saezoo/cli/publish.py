@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 )
 @click.option("--branch", metavar="B", help="Commit to this branch instead of main.")
 @click.option("--pr", is_flag=True, help="Open a pull request instead of committing.")
-@click.option("--dry-run", is_flag=True, help="Show files, card and registry stanza; write nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Show files, card and registry stanza; write nothing."
+)
 @click.option(
     "--exports",
     metavar="FORMAT,…",
@@ -133,7 +135,9 @@ def _print(done: "Published") -> None:
     print_table(["file", "size", ""], rows, right=["size"])
     total = sum(file.size for file in done.files)
     sent = sum(file.size for file in done.files if file.state != "same")
-    click.echo(f"{len(done.files)} files, {human_bytes(total)}, {human_bytes(sent)} of it not there")
+    click.echo(
+        f"{len(done.files)} files, {human_bytes(total)}, {human_bytes(sent)} of it not there"
+    )
     for name in done.left_out:
         click.echo(f"left out, since nobody needs it: {name}")
     if done.note:
@@ -141,8 +145,7 @@ def _print(done: "Published") -> None:
     if done.dry_run:
         for title, text in (("README.md", done.card), ("registry stanza", done.stanza)):
             click.echo(f"\n----- {title}\n{text.rstrip()}")
-        click.echo("-----\nnothing was written to", nl=False)
-        click.echo(f" {done.target}: this was a dry run")
+        click.echo(f"-----\nnothing was written to {done.target}: this was a dry run")
         return
     looked = sum(finding.ok is True for finding in done.findings)
     click.echo(f"read again: {looked} of {looked} are as they were sent")
@@ -155,4 +158,6 @@ def _print(done: "Published") -> None:
     if len(done.names) > 10:
         click.echo(f"… and {len(done.names) - 10} more")
     if done.revision:
-        click.echo(f"\n----- for the registry: saezoo registry add {done.target}\n{done.stanza}", nl=False)
+        click.echo(
+            f"\n----- for the registry: saezoo registry add {done.target}\n{done.stanza}", nl=False
+        )

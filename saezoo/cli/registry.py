@@ -75,8 +75,8 @@ def verify(releases: tuple[str, ...], fill: bool, as_json: bool) -> None:
 @click.argument("source", metavar="STANZA|hf://org/repo")
 @json_option
 def add(source: str, as_json: bool) -> None:
-    """Put published SAEs into registry/ of a checkout, for a pull request: those of a YAML file that
-    `saezoo publish` printed, or of the saezoo.yaml of a Hub repo, pinned at its commit.
+    """Put published SAEs into registry/ of a checkout, for a pull request: those of a YAML file
+    that `saezoo publish` printed, or of the saezoo.yaml of a Hub repo, pinned at its commit.
 
     \b
     Example: saezoo registry add hf://my-org/my-saes

@@ -16,8 +16,8 @@ from saezoo.publishing.words import (
     host_of,
     measured_rows,
     settings,
-    spec_in_words,
     sparsity,
+    spec_in_words,
     token_rule,
     training,
     what_it_is,
@@ -25,18 +25,18 @@ from saezoo.publishing.words import (
 )
 
 PLOT = "density.png"
-LICENCES = frozenset(
-    "apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigcode-openrail-m "
-    "bigscience-bloom-rail-1.0 afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause "
-    "bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 "
-    "cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 "
-    "cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 "
-    "cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 "
-    "eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc intel-research "
-    "lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl openrail++ osl-3.0 postgresql "
-    "ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license llama2 llama3 llama3.1 "
-    "llama3.2 llama3.3 llama4 gemma unknown other".split()
-)
+_LICENCES = """
+apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigcode-openrail-m
+bigscience-bloom-rail-1.0 afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause
+bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0
+cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0
+cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0
+cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl
+gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc intel-research lppl-1.3c ms-pl apple-ascl apple-amlr
+mpl-2.0 odc-by odbl openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr
+deepfloyd-if-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma unknown other
+"""
+LICENCES = frozenset(_LICENCES.split())
 """What the Hub takes as `license`; anything else is `other` with its name beside it."""
 SHOWN_PLOTS = 12
 """Density plots on a card; of more SAEs, the table links to each."""
@@ -162,7 +162,7 @@ def _intro(saes: Sequence[Shown]) -> str:
         what = what_it_is(first)
         article = "An" if what[0] in "aeiou" else "A"
         host = host_of(first)
-        return f"{article} {what}{where_it_reads(first)}{f' of {host}' if host else ''}."
+        return f"{article} {what},{where_it_reads(first)}{f' of {host}' if host else ''}."
     hosts = _unique(host_of(sae.cfg) for sae in saes)
     kinds = _unique(sae.cfg.architecture for sae in saes)
     return f"{len(saes)} sparse autoencoders ({', '.join(kinds)}) of {', '.join(hosts)}."
@@ -233,7 +233,9 @@ def _table(saes: Sequence[Shown]) -> str:
     titles = list(shown)
     numbers = {"layer", "features", "on per token", "FVU", "loss recovered", "never fired"}
     lines = [_row(titles), _row("---:" if title in numbers else "---" for title in titles)]
-    lines += [_row("" if v is None else v for v in row) for row in zip(*shown.values(), strict=True)]
+    lines += [
+        _row("" if v is None else v for v in row) for row in zip(*shown.values(), strict=True)
+    ]
     return "\n".join(lines)
 
 

@@ -45,7 +45,9 @@ SECRETS = (
         ),
     ),
 )
-FOLDERS = "Users|afs|content|data|gpfs|home|kaggle|lustre|media|mnt|net|nfs|opt|private|root|scratch"
+FOLDERS = (
+    "Users|afs|content|data|gpfs|home|kaggle|lustre|media|mnt|net|nfs|opt|private|root|scratch"
+)
 LOCAL = re.compile(
     rf"(?<![\w/.:~>-])(?:/(?:{FOLDERS}|srv|tmp|usr|var|work|workspace)/[^\s\"'`)<>\]]+"
     r"|~/[^\s\"'`)<>\]]+|[A-Za-z]:\\[^\s\"'`)<>\]]+|file://[^\s\"'`)<>\]]+)"
@@ -202,7 +204,7 @@ def leaks(said: Mapping[str, str], where: str) -> Iterator[str]:
                 break
         found = text if WHOLE.fullmatch(text.strip()) else LOCAL.search(text)
         if found:
-            shown = found if isinstance(found, str) else found[0]
+            shown = found if isinstance(found, str) else found[0].rstrip(".,:;")
             yield (
                 f"{where}: {place} is {shown[:80]!r}, a path of this machine: write what others "
                 "know it by"

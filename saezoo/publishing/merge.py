@@ -51,7 +51,10 @@ def has_our_text(readme: str) -> bool:
 
 
 def _front(head: str, front: dict[str, object]) -> str:
-    if len(FRONT_MARK.findall(head)) != 2 * len(FRONT.findall(head)) or len(FRONT.findall(head)) > 1:
+    if (
+        len(FRONT_MARK.findall(head)) != 2 * len(FRONT.findall(head))
+        or len(FRONT.findall(head)) > 1
+    ):
         raise PublishError(f"{CARD}: its marks `# saezoo:begin` and `# saezoo:end` do not pair")
     theirs = _yaml(FRONT.sub("", head))
     from huggingface_hub import ModelCardData

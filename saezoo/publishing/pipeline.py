@@ -90,7 +90,7 @@ def publish_sae(
     token: str | None = None,
     progress: Progress | None = None,
 ) -> Published:
-    """Publish a native folder, or all that lie below a folder, so that anyone can load them by name.
+    """Publish a native folder, or all that lie below one, so that anyone can load them by name.
 
     target: `org/repo` on the HuggingFace Hub, or a folder (`./…`, an absolute one, a path object),
     which gets the same tree. path: where in it; of many SAEs, what comes before each one's own
@@ -190,9 +190,7 @@ def _state(at: HubTarget | FolderTarget, staged: Staged, name: str) -> State:
     return {None: "new", True: "same", False: "changed"}[at.has(name, content)]
 
 
-def _refuse_strangers(
-    sources: Sequence[Source], states: Mapping[str, State], place: Place
-) -> None:
+def _refuse_strangers(sources: Sequence[Source], states: Mapping[str, State], place: Place) -> None:
     """Raise PublishError where another file would be written over: one at our path that is not of
     an SAE that saezoo.yaml has there.
     """
@@ -206,8 +204,9 @@ def _refuse_strangers(
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise PublishError(
-            f"{', '.join(others[:3])}{more}: something else has that path there, and its {MANIFEST} "
-            "knows no SAE at it. Nothing was published: choose another place with --path"
+            f"{', '.join(others[:3])}{more}: something else has that path there, and its "
+            f"{MANIFEST} knows no SAE at it. Nothing was published: choose another place with "
+            "--path"
         )
 
 
@@ -218,7 +217,7 @@ def _root_of(name: str, sources: Sequence[Source]) -> str:
 
 
 def _with_own_readme(place: Place, sources: Sequence[Source]) -> Place:
-    """Where there is no README.md yet, that of the one folder, with what its author wrote into it."""
+    """Where there is no README.md yet, that of the one folder, with its author's own words."""
     own = sources[0].folder / CARD
     if place.readme is not None or len(sources) > 1 or not own.is_file():
         return place

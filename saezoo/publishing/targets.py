@@ -119,7 +119,10 @@ class FolderTarget:
 
     @property
     def called(self) -> str:
-        return str(self.folder)
+        if self.folder.is_absolute() or ".." in self.folder.parts:
+            return str(self.folder.resolve())
+        # without the ./ it would be the name of a release
+        return f"./{self.folder}"
 
     def read(self, dry_run: bool) -> Place:  # noqa: ARG002 nothing is asked of anybody
         if self.folder.exists() and not self.folder.is_dir():
@@ -180,7 +183,9 @@ def _release(manifest: str | None, otherwise: str) -> str:
             if isinstance(known := load_plain(manifest, MANIFEST).get("release"), str):
                 return known
         except SaezooError as error:
-            raise PublishError(f"the {MANIFEST} that is there is none of a release: {error}") from None
+            raise PublishError(
+                f"the {MANIFEST} that is there is none of a release: {error}"
+            ) from None
     return re.sub(r"[^\w.+-]+", "-", otherwise).strip("-.") or "saes"
 
 
@@ -192,4 +197,6 @@ def _refuse_wrong(findings: Sequence[Finding], start: str) -> None:
     wrong = [f"{one.what}: {one.detail}" for one in findings if one.ok is False]
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise PublishError(f"{start} what comes back is not what was sent: {'; '.join(wrong[:3])}{more}")
+        raise PublishError(
+            f"{start} what comes back is not what was sent: {'; '.join(wrong[:3])}{more}"
+        )

@@ -1,4 +1,4 @@
-"""What a card says of one SAE: its spec, its tokens, its training and what was measured, in words."""
+"""What a card says of one SAE: its spec, tokens, training and what was measured, in words."""
 
 import json
 import re
@@ -71,7 +71,9 @@ HUB = "https://huggingface.co"
 
 def _place(site: Site) -> str:
     if site.module is None:
-        place = " ".join(filter(None, (f"layer {site.layer}" * (site.layer is not None), site.point)))
+        place = " ".join(
+            filter(None, (f"layer {site.layer}" * (site.layer is not None), site.point))
+        )
     else:
         place = f"the {site.side} of `{site.module}`"
     return f"{place} (`{site.hook_name}`)" if site.hook_name else place
@@ -80,7 +82,7 @@ def _place(site: Site) -> str:
 CHOICES = {
     "relu": "f = ReLU(a)",
     "jumprelu": "f = ReLU(a) where a is above the feature's threshold, else 0",
-    "gated": "a gate decides which features are on, a second branch with shared directions how much",
+    "gated": "a gate decides which features are on, a branch of the same directions how strongly",
     "topk": "the {k} largest of a are kept, the others are 0",
     "groupmax": "a is cut into {k} groups, and the largest of each is kept",
     "tensor_topk": "the {k} · tokens largest of a are kept over all tokens of one call: what is on "
@@ -95,7 +97,9 @@ def spec_in_words(cfg: SAEConfig) -> list[str]:
     lines = [f"reads x, {cfg.d_in} wide, as the model has it{_centred(cfg)}"]
     match cfg.input_norm:
         case LayerNorm(eps=eps):
-            lines.append(f"x is made mean 0 and standard deviation 1 (eps {eps:g}), undone at the end")
+            lines.append(
+                f"x is made mean 0 and standard deviation 1 (eps {eps:g}), undone at the end"
+            )
         case ConstantNorm():
             lines.append("x is scaled to norm sqrt(d_in), undone at the end")
         case None:
@@ -170,7 +174,9 @@ def training(cfg: SAEConfig) -> list[str]:
     if recipe := notes.get("recipe"):
         lines.append(f"recipe: `{recipe}`, by saezoo's trainer")
     if origin and origin.source:
-        lines.append(f"made from {origin.source}" + f" at {origin.revision}" * bool(origin.revision))
+        lines.append(
+            f"made from {origin.source}" + f" at {origin.revision}" * bool(origin.revision)
+        )
     if origin and origin.paper:
         lines.append(f"paper: <{origin.paper}>")
     return lines
