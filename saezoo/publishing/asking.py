@@ -37,7 +37,9 @@ from saezoo.errors import (
 )
 from saezoo.transfer import BUSY, LONGEST_WAIT, ask_again, refuse_bad_token, seconds_to_wait
 
-FAILURES = (HTTPError, OSError, ValueError, RuntimeError)
+NONSENSE = (json.JSONDecodeError, KeyError, TypeError, AttributeError)
+"""What it raises for an answer that is not as it must be, such as one of a proxy."""
+FAILURES = (HTTPError, OSError, ValueError, RuntimeError, *NONSENSE)
 """What a call of huggingface_hub may raise."""
 
 T = TypeVar("T")
@@ -96,8 +98,7 @@ def pause(error: BaseException | None, asked: int) -> float | None:
     """Seconds to wait before asking again; None where that is of no use."""
     if isinstance(error, HfHubHTTPError):
         return seconds_to_wait(error.response.status_code, error.response.headers, asked)
-    # an answer of which half is missing
-    return 2.0**asked if isinstance(error, HTTPError | json.JSONDecodeError) else None
+    return 2.0**asked if isinstance(error, (HTTPError, *NONSENSE)) else None
 
 
 @contextmanager
@@ -179,8 +180,9 @@ def translated(error: BaseException, repo: str, doing: str, token: str | None) -
                 f"{repo}: {doing} failed, the connection to the Hub broke ({kind}): run the same "
                 "again"
             )
-        case json.JSONDecodeError():
-            return PublishError(f"{repo}: {doing} failed, the Hub's answer makes no sense")
+        case _ if isinstance(error, NONSENSE):
+            kind = type(error).__name__
+            return PublishError(f"{repo}: {doing} failed, the Hub's answer makes no sense ({kind})")
         case OSError() if error.strerror:
             file = f"{error.filename}: " if error.filename else ""
             return PublishError(f"{repo}: {doing} failed: {file}{error.strerror}")

@@ -71,7 +71,8 @@ class FakeHub(FakeServer):
         repo = self.repos.get(name)
         if repo is None or (repo.private_to and repo.private_to != token):
             # the real Hub tells nobody whether a repo is private or is not there
-            return Answer(404 if token else 401, {"X-Error-Code": "RepoNotFound"})
+            headers = {"X-Error-Code": "RepoNotFound", "Content-Type": "application/json"}
+            return Answer(404 if token else 401, headers, b'{"error": "Repository not found"}')
         commit = repo.branches.get(revision, revision)
         if commit not in repo.commits:
             return Answer(404, {"X-Error-Code": "RevisionNotFound"})

@@ -140,9 +140,8 @@ class LfsHub(FakeHub):
         return self._store(name, body["oid"], b"".join(pieces))
 
     def _verify(self, token: str, _: object, name: str) -> Answer:
-        self.user(token)
         body = self.sent()
-        stored = self.repos[name].large.get(body["oid"])
+        stored = self.writable(name, token, opens_pr=True).large.get(body["oid"])
         if stored is None or len(stored) != body["size"]:
             raise Refused(404, "Not found: the object was not received whole")
         return json_answer({})
