@@ -174,6 +174,8 @@ def translated(error: BaseException, repo: str, doing: str, token: str | None) -
             return PublishError(f"{repo}: {doing} was refused by the Hub ({status}){said}")
         case HFValidationError():
             return BadName(f"{repo!r} is no name of a Hub repo; it must read org/repo")
+        case HTTPError() if type(error).__name__ in ("ConnectError", "ConnectTimeout"):
+            return Offline(f"{repo}: {doing} failed, the Hub cannot be reached")
         case HTTPError():
             kind = type(error).__name__
             return PublishError(

@@ -76,7 +76,7 @@ def upload(
     head: as read_head gave it. Where the repo was new, it is read again. pr: open a pull request.
 
     Raises NoAccess, MissingFile (repo or branch gone), RemoteChanged (the head is another one by
-    now) or PublishError. Each says what of the tree is in the repo by then.
+    now) or PublishError. Each, and a KeyboardInterrupt, says what is in the repo by then.
     """
     job = _Upload(staged, head, pr, message, find_token(token), progress or (lambda *_: None))
     try:
@@ -88,8 +88,7 @@ def upload(
             ours = translated(error, head.repo, "reading the files to publish", None)
         raise type(ours)(f"{ours}. {job.state()}") from error
     except KeyboardInterrupt:
-        job.progress(job.state(), job.sent, job.total)
-        raise
+        raise KeyboardInterrupt(job.state()) from None
 
 
 class _Upload:
