@@ -135,9 +135,7 @@ def _print(done: "Published") -> None:
     print_table(["file", "size", ""], rows, right=["size"])
     total = sum(file.size for file in done.files)
     sent = sum(file.size for file in done.files if file.state != "same")
-    click.echo(
-        f"{len(done.files)} files, {human_bytes(total)}, {human_bytes(sent)} of it not there"
-    )
+    click.echo(f"{len(done.files)} files, {human_bytes(total)}, {human_bytes(sent)} of it new")
     for name in done.left_out:
         click.echo(f"left out, since nobody needs it: {name}")
     if done.note:
@@ -147,8 +145,8 @@ def _print(done: "Published") -> None:
             click.echo(f"\n----- {title}\n{text.rstrip()}")
         click.echo(f"-----\nnothing was written to {done.target}: this was a dry run")
         return
-    looked = sum(finding.ok is True for finding in done.findings)
-    click.echo(f"read again: {looked} of {looked} are as they were sent")
+    looked = [finding.ok for finding in done.findings if finding.ok is not None]
+    click.echo(f"read again: {sum(looked)} of {len(looked)} things looked at are as they were sent")
     if done.pull_request:
         click.echo(f"pull request: {done.pull_request}")
     if done.revision:

@@ -4,7 +4,7 @@ Front matter by huggingface_hub's ModelCardData; the text says how to load it, w
 what it was trained, what was measured by which definitions, and where its limits are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,10 +136,10 @@ def card_text(title: str, saes: Sequence[Shown]) -> str:
     parts = [
         f"# {title}",
         _intro(saes),
-        "## Load it",
+        "## Load one" if several else "## Load it",
         _loading(saes),
         *(["## The SAEs", _table(saes)] if several else []),
-        "## What it computes" if not several else "## What they compute",
+        "## What they compute" if several else "## What it computes",
         _grouped(saes, lambda sae: _bullets(spec_in_words(sae.cfg))),
         "## Tokens",
         _grouped(saes, lambda sae: _bullets(token_rule(sae.cfg.tokens))),
@@ -274,9 +274,14 @@ def _plots(saes: Sequence[Shown]) -> list[str]:
     if not plotted or len(plotted) > SHOWN_PLOTS:
         return []
     images = [f"![density of the features]({sae.below(PLOT)})" for sae in plotted]
-    if len(saes) > 1:
-        images = [f"`{sae.id}`\n\n{image}" for sae, image in zip(plotted, images, strict=True)]
-    return ["## How often features fire", *images]
+    if len(saes) == 1:
+        return ["## How often features fire", *images]
+    lines = []
+    for at in range(0, len(plotted), 2):
+        pair = slice(at, at + 2)
+        lines += [_row(_two(f"`{sae.id}`" for sae in plotted[pair])), _row(_two(images[pair]))]
+    lines.insert(1, _row(("---", "---")))
+    return ["## How often features fire", "\n".join(lines)]
 
 
 def _limits(saes: Sequence[Shown]) -> str:
@@ -326,6 +331,10 @@ def _bullets(lines: Sequence[str]) -> str:
 
 def _row(cells: Any) -> str:
     return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def _two(cells: Iterable[str]) -> list[str]:
+    return [*cells, ""][:2]
 
 
 def _code(lines: Sequence[str], language: str = "python") -> str:

@@ -115,6 +115,8 @@ def merge_manifest(existing: str | None, release: str, about: str, rows: Sequenc
         return write_release(release, about, rows)
     try:
         listed = load_plain(existing, MANIFEST).get("saes") or []
+        if not isinstance(listed, list) or not all(isinstance(row, dict) for row in listed):
+            raise RegistryError(f"{MANIFEST}: its `saes` is no list of rows")
         paths = {row.get("id"): row.get("path", "") for row in listed}
         for row in rows:
             if row["id"] in paths and paths[row["id"]] != row.get("path", ""):
@@ -123,5 +125,5 @@ def merge_manifest(existing: str | None, release: str, about: str, rows: Sequenc
                     "choose another with --path"
                 )
         return put_rows(existing, rows, MANIFEST)
-    except (RegistryError, AttributeError) as error:
+    except RegistryError as error:
         raise PublishError(f"the {MANIFEST} that is there: {error}") from None

@@ -201,9 +201,11 @@ def ids_by_path(manifest: str | None) -> dict[str, str]:
         return {}
     try:
         listed = load_plain(manifest, MANIFEST).get("saes") or []
-        return {row.get("path", ""): row["id"] for row in listed if "source" not in row}
-    except (SaezooError, AttributeError, KeyError, TypeError) as error:
+    except SaezooError as error:
         raise PublishError(f"the {MANIFEST} that is there is none of a release: {error}") from None
+    # what is no row, the merge refuses
+    rows = [row for row in listed if isinstance(row, dict) and "source" not in row]
+    return {str(row.get("path", "")): str(row.get("id")) for row in rows}
 
 
 def _title(place: Place, shown: Sequence[Shown]) -> str:
@@ -239,7 +241,10 @@ def _files_of(source: Source, exports: Sequence[str], made: Path) -> dict[str, P
             plot_density(density, made / PLOT)
             files[PLOT] = made / PLOT
     for name in exports:
-        proof = convert_weights(weights, made / name, name, where=source.where)
+        try:
+            proof = convert_weights(weights, made / name, name, where=source.where)
+        except CannotConvert as error:
+            raise CannotConvert(f"{source.where}: {error}; nothing was published") from None
         for file in sorted(proof.folder.rglob("*")):
             if file.is_file():
                 files[file.relative_to(made).as_posix()] = file
