@@ -12,7 +12,7 @@ from saezoo.check import Finding, check_sae
 from saezoo.entry import Entry
 from saezoo.errors import PublishError
 from saezoo.files import sha256_of, write_file, write_folder
-from saezoo.publishing.staged import Staged
+from saezoo.publishing.staged import LARGEST_TEXT, Staged
 
 Progress = Callable[[str, int, int], None]
 
@@ -22,6 +22,8 @@ def text_there(folder: Path, name: str) -> str | None:
     text.
     """
     try:
+        if (folder / name).stat().st_size > LARGEST_TEXT:
+            raise PublishError(f"{folder / name}: more than {LARGEST_TEXT:,} bytes, left alone")
         # newlines as they are: lines that are not ours stay byte for byte
         return (folder / name).read_bytes().decode("utf-8")
     except (FileNotFoundError, NotADirectoryError):

@@ -11,18 +11,29 @@ from typing import Any, Literal
 
 from saezoo import __version__
 from saezoo.check import Finding
+from saezoo.config import SAEConfig
 from saezoo.entry import Entry
-from saezoo.errors import CannotConvert, NotPublishable, PublishError
+from saezoo.errors import CannotConvert, NotPublishable, PublishError, SaezooError
 from saezoo.files import cache_root
 from saezoo.fill import load_plain
-from saezoo.formats import FAMILIES, format_of, is_read, writable_formats
+from saezoo.formats import FAMILIES, format_of, is_read, native, writable_formats
 from saezoo.hub import fetch
 from saezoo.names import parse_name
+from saezoo.publishing.card import Shown
 from saezoo.publishing.checks import find_leaks, find_problems, left_out
 from saezoo.publishing.merge import has_our_text
 from saezoo.publishing.staged import CARD, MANIFEST, Staged
 from saezoo.publishing.targets import FolderTarget, HubTarget, find_target
-from saezoo.publishing.tree import Place, Source, Tree, find_sources, ids_by_path, stage
+from saezoo.publishing.tree import (
+    Place,
+    Source,
+    Tree,
+    find_sources,
+    ids_by_path,
+    rows_there,
+    show,
+    stage,
+)
 from saezoo.publishing.upload import Progress
 from saezoo.registry import find_registered, release_names
 from saezoo.stanza import write_release
@@ -117,7 +128,7 @@ def publish_sae(
     root = cache_root()
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".publish-", dir=root) as work:
-        tree = stage(sources, place, exports, Path(work))
+        tree = stage(sources, place, exports, Path(work), _others(at, there, sources))
         if problems := find_leaks(tree.staged, _texts(there), token):
             raise NotPublishable(problems)
         states = {name: _state(at, tree.staged, name) for name in tree.staged.paths}
@@ -156,6 +167,29 @@ def _published(
         left_out=unneeded,
         note=at.note,
     )
+
+
+def _others(at: HubTarget | FolderTarget, there: Place, sources: Sequence[Source]) -> list[Shown]:
+    """The SAEs that were published there before, so that the card is about all of them."""
+    ours = {source.path for source in sources}
+    found = []
+    for row in rows_there(there.manifest):
+        path = str(row.get("path", ""))
+        start = f"{path}/" if path else ""
+        text = None if path in ours else at.text(f"{start}{native.CONFIG}")
+        if text is None:
+            continue
+        try:
+            cfg = native.parse_config(text, f"{start}{native.CONFIG}")
+            entry = Entry(source="", id=str(row["id"]), path=path, sha256=row.get("sha256"))
+        except (SaezooError, ValueError):
+            continue  # of another format: its row stays, and our card has nothing to say of it
+        if isinstance(cfg, SAEConfig):
+            files = at.below(path)
+            formats = {name.partition("/")[0] for name in files if "/" in name}
+            exports = [name for name in writable_formats() if name in formats]
+            found.append(show(cfg, entry, there, files, exports))
+    return found
 
 
 def _stanza(at: HubTarget | FolderTarget, place: Place, tree: Tree, manifest: str) -> str:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 CARD, MANIFEST = "README.md", "saezoo.yaml"
 """At the root of a repo or folder: what gives a tree its name. They go last."""
+LARGEST_TEXT = 2**20
+"""Bytes of a README.md or saezoo.yaml that is changed rather than replaced."""
 
 
 @dataclass(frozen=True)

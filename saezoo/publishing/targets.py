@@ -14,9 +14,10 @@ from saezoo.entry import Entry
 from saezoo.errors import BadName, Offline, PublishError, SaezooError
 from saezoo.fill import load_plain
 from saezoo.hf import refuse_bad_repo
+from saezoo.publishing.asking import find_token
 from saezoo.publishing.local import prove_folder, same_there, text_there, write_tree
 from saezoo.publishing.prove import prove
-from saezoo.publishing.remote import Head, ensure_repo, find_token, read_head, read_text, same
+from saezoo.publishing.remote import Head, read_head, read_text, same
 from saezoo.publishing.staged import CARD, MANIFEST, Staged
 from saezoo.publishing.tree import Place, Tree
 from saezoo.publishing.upload import Progress, Uploaded, upload
@@ -37,6 +38,12 @@ class Target(Protocol):
 
     def has(self, path: str, content: Path | bytes) -> bool | None:
         """Whether a path there has this content; None: there is no such path."""
+
+    def text(self, path: str) -> str | None:
+        """A small text file that is there."""
+
+    def below(self, path: str) -> set[str]:
+        """The paths of the files in a folder there, seen from it."""
 
     def put(self, staged: Staged, message: str, progress: Progress) -> None:
         """Write the tree."""
@@ -81,18 +88,31 @@ class HubTarget:
                 raise
             self.note = f"shown as for a new repo, since the Hub was not asked: {error}"
             return Place(_release(None, self.repo.rpartition("/")[2]), self.repo)
-        texts = [read_text(self.head, name, self.token) for name in (CARD, MANIFEST)]
+        texts = [self.text(name) for name in (CARD, MANIFEST)]
         return Place(_release(texts[1], self.repo.rpartition("/")[2]), self.repo, *texts)
 
     def has(self, path: str, content: Path | bytes) -> bool | None:
         remote = self.head.files.get(path) if self.head else None
         return None if remote is None else same(content, remote)
 
+    def text(self, path: str) -> str | None:
+        return read_text(self.head, path, self.token) if self.head else None
+
+    def below(self, path: str) -> set[str]:
+        start = f"{path}/" if path else ""
+        names = self.head.files if self.head else ()
+        return {name.removeprefix(start) for name in names if name.startswith(start)}
+
     def put(self, staged: Staged, message: str, progress: Progress) -> None:
         assert self.head is not None
-        ensure_repo(self.repo, private=self.private, token=self.token)
         self.uploaded = upload(
-            staged, self.head, pr=self.pr, message=message, token=self.token, progress=progress
+            staged,
+            self.head,
+            pr=self.pr,
+            private=self.private,
+            message=message,
+            token=self.token,
+            progress=progress,
         )
 
     def proven(self, staged: Staged, entries: Sequence[Entry], progress: Progress) -> list[Finding]:
@@ -127,11 +147,18 @@ class FolderTarget:
     def read(self, dry_run: bool) -> Place:  # noqa: ARG002 nothing is asked of anybody
         if self.folder.exists() and not self.folder.is_dir():
             raise PublishError(f"{self.folder} is a file: name a folder to publish to")
-        texts = [text_there(self.folder, name) for name in (CARD, MANIFEST)]
+        texts = [self.text(name) for name in (CARD, MANIFEST)]
         return Place(_release(texts[1], self.folder.absolute().name), None, *texts)
 
     def has(self, path: str, content: Path | bytes) -> bool | None:
         return same_there(self.folder, path, content)
+
+    def text(self, path: str) -> str | None:
+        return text_there(self.folder, path)
+
+    def below(self, path: str) -> set[str]:
+        at = self.folder / path
+        return {item.relative_to(at).as_posix() for item in at.rglob("*") if item.is_file()}
 
     def put(self, staged: Staged, message: str, progress: Progress) -> None:  # noqa: ARG002
         write_tree(staged, self.folder, progress)

@@ -2,7 +2,7 @@
 of its own, what is made of them, and the row that gives it a name.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,13 +76,13 @@ class Place:
     readme: str | None = None
     manifest: str | None = None
 
-    def name_of(self, source: Source, sha256: str) -> str:
+    def name_of(self, entry: Entry) -> str:
         """What `load_sae` takes, once it is there."""
-        if _registered(self.release, source.id) == sha256:
-            return f"{self.release}/{source.id}"
+        if _is_registered(self.release, entry):
+            return f"{self.release}/{entry.id}"
         if self.repo is None:
-            return f"./{self.release}#{source.id}"
-        return f"hf://{self.repo}/{source.path}" if source.path else f"hf://{self.repo}"
+            return f"./{self.release}#{entry.id}"
+        return f"hf://{self.repo}/{entry.path}" if entry.path else f"hf://{self.repo}"
 
 
 def find_sources(folder: Path, path: str | None, licence: str | None) -> list[Source]:
@@ -158,8 +158,16 @@ class Tree:
     """What `load_sae` takes, one for each row."""
 
 
-def stage(sources: Sequence[Source], place: Place, exports: Sequence[str], work: Path) -> Tree:
+def stage(
+    sources: Sequence[Source],
+    place: Place,
+    exports: Sequence[str],
+    work: Path,
+    others: Sequence[Shown] = (),
+) -> Tree:
     """The tree of these sources; what is not in their folders is made in `work`.
+
+    others: SAEs that are there already, for the card.
 
     Raises CannotConvert where another layout cannot express one, MissingExtra without matplotlib,
     PublishError for a README.md or saezoo.yaml that has no place for ours.
@@ -170,42 +178,52 @@ def stage(sources: Sequence[Source], place: Place, exports: Sequence[str], work:
     for source in (replace(item, called=called.get(item.path, "")) for item in sources):
         own = _files_of(source, exports, work / "made" / (source.path or "."))
         files |= {_join(source.path, name): file for name, file in own.items()}
-        row = row_of(_entry(source, own))
-        rows.append(row)
-        shown.append(
-            Shown(
-                source.cfg,
-                place.name_of(source, row["sha256"][native.WEIGHTS]),
-                id=source.id,
-                path=source.path,
-                repo=place.repo,
-                exports=tuple(exports),
-                plot=PLOT in own,
-                golden=GOLDEN in own,
-                stats=STATS in own,
-            )
-        )
+        entry = _entry(source, own)
+        rows.append(row_of(entry))
+        shown.append(show(source.cfg, entry, place, own, exports))
     manifest = merge_manifest(place.manifest, place.release, _about(sources), rows)
+    together = sorted([*shown, *others], key=lambda item: id_key(item.path))
     names = {
-        CARD: write_card(_title(place, shown), shown, place.readme).encode(),
+        CARD: write_card(_title(place, together), together, place.readme).encode(),
         MANIFEST: manifest.encode(),
     }
     return Tree(Staged(files, names), rows, [item.name for item in shown])
 
 
 def ids_by_path(manifest: str | None) -> dict[str, str]:
-    """The ids of the rows of a saezoo.yaml, by the paths that they have in its own repo. Raises
-    PublishError for what is no release.
+    """The ids of the SAEs that a saezoo.yaml has in its own repo, by their paths."""
+    return {str(row.get("path", "")): str(row.get("id")) for row in rows_there(manifest)}
+
+
+def rows_there(manifest: str | None) -> list[dict[str, Any]]:
+    """The rows of a saezoo.yaml that are in its own repo, as they stand there. Raises PublishError
+    for what is no release.
     """
     if manifest is None:
-        return {}
+        return []
     try:
         listed = load_plain(manifest, MANIFEST).get("saes") or []
     except SaezooError as error:
         raise PublishError(f"the {MANIFEST} that is there is none of a release: {error}") from None
     # what is no row, the merge refuses
-    rows = [row for row in listed if isinstance(row, dict) and "source" not in row]
-    return {str(row.get("path", "")): str(row.get("id")) for row in rows}
+    return [row for row in listed if isinstance(row, dict) and "source" not in row]
+
+
+def show(
+    cfg: SAEConfig, entry: Entry, place: Place, files: Container[str], exports: Sequence[str]
+) -> Shown:
+    """An SAE as the card has it. files: the names of those in its own folder."""
+    return Shown(
+        cfg,
+        place.name_of(entry),
+        id=entry.id or "",
+        path=entry.path,
+        repo=place.repo,
+        exports=tuple(exports),
+        plot=PLOT in files,
+        golden=GOLDEN in files,
+        stats=STATS in files,
+    )
 
 
 def _title(place: Place, shown: Sequence[Shown]) -> str:
@@ -286,15 +304,15 @@ def _entry(source: Source, files: Mapping[str, Path]) -> Entry:
     )
 
 
-def _registered(release: str, id: str) -> str | None:  # noqa: A002
-    """The sha256 of the weights that the registry knows by this name."""
+def _is_registered(release: str, entry: Entry) -> bool:
+    """Whether the registry knows these very weights by this name."""
     if release not in release_names():
-        return None
+        return False
     try:
-        known = find_registered(parse_name(f"{release}/{id}")).sha256
+        known = find_registered(parse_name(f"{release}/{entry.id}")).sha256
     except SaezooError:
-        return None
-    return known.get(native.WEIGHTS) if isinstance(known, dict) else known
+        return False
+    return known is not None and known == entry.sha256
 
 
 def _join(path: str, name: str) -> str:
