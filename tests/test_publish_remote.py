@@ -5,7 +5,7 @@ that refuses what the real one refuses.
 import pytest
 
 from saezoo.errors import BadName, NoAccess, PublishError
-from saezoo.publishing.remote import ensure_repo, read_head, read_text, same
+from saezoo.publishing.remote import Head, read_head, read_text, same
 from saezoo.publishing.staged import Staged
 from saezoo.publishing.upload import Limit, upload
 from tests.fakes.hub_lfs import User
@@ -46,10 +46,8 @@ def stage(folder, files, names=NAMES):
 
 
 def publish(staged, **how):
-    """As `saezoo publish` does it: read the head, make the repo, upload."""
-    branch = how.pop("branch", None)
-    head = read_head(REPO, branch=branch)
-    ensure_repo(REPO)
+    """As `saezoo publish` does it: read the head, upload on top of it."""
+    head = read_head(how.pop("repo", REPO), branch=how.pop("branch", None))
     return upload(staged, head, message="Publish two SAEs", **how)
 
 
@@ -217,61 +215,70 @@ def test_texts_are_read_at_the_head_and_only_if_they_are_texts(hub):
 def test_a_bad_name_is_refused_before_anything_is_asked(hub, name):
     with pytest.raises(BadName):
         read_head(name)
-    with pytest.raises(BadName):
-        ensure_repo(name)
     assert not hub.requests
 
 
-def test_a_repo_is_made_once_private_if_it_is_wanted(hub):
-    ensure_repo(REPO, private=True)
+def test_a_repo_is_made_once_private_if_it_is_wanted(hub, staged):
+    publish(staged, private=True)
     assert hub.repos[REPO].private_to == TOKEN
     assert read_head(REPO).private
-    ensure_repo(REPO, private=True)
-    ensure_repo("org/saes")
+    publish(stage_more(staged), private=True)
+    publish(staged, repo="org/saes")
     assert hub.repos["org/saes"].private_to is None
     assert hub.asked()["POST /api/repos/create"] == 2
-    with pytest.raises(PublishError, match="there and public"):
-        ensure_repo("org/saes", private=True)
+    with pytest.raises(PublishError, match="there and public.*Nothing was published"):
+        publish(stage_more(staged), repo="org/saes", private=True)
+    assert len(hub.log) == 3
 
 
 def test_who_may_not_write_is_told_so_and_nothing_happens(hub, staged, monkeypatch):
     hub.commit("others/saes", {"x.md": b"x"})
-    head = read_head("others/saes")
     with pytest.raises(NoAccess, match="no permission for uploading.*--pr opens a pull request"):
-        upload(staged, head, message="Publish")
+        publish(staged, repo="others/saes")
     with pytest.raises(NoAccess, match='creating the repo: You don\'t have the rights.*"others"'):
-        ensure_repo("others/new")
+        publish(staged, repo="others/new")
     hub.users[TOKEN].read_only = True
-    with pytest.raises(NoAccess, match="must use a write token"):
-        upload(staged, head, message="Publish", pr=True)
-    with pytest.raises(NoAccess, match="no permission"):
-        ensure_repo(REPO)
+    with pytest.raises(NoAccess, match="must use a write token.*repo is as it was|is as it was"):
+        publish(staged, repo="others/saes", pr=True)
+    with pytest.raises(
+        NoAccess, match="no permission.*Nothing was published, and no repo was made"
+    ):
+        publish(staged)
+    head = read_head("others/saes")
     hub.users.clear()
     hub.users["hf_new"] = User("me", {"me"})
-    for ask in (lambda: read_head(REPO), lambda: ensure_repo(REPO)):
+    for what in (lambda: publish(staged), lambda: upload(staged, head, message="Publish")):
         with pytest.raises(NoAccess, match="the Hub does not know the token: run `hf auth login`"):
-            ask()
+            what()
     monkeypatch.delenv("HF_TOKEN")
-    for ask in (lambda: ensure_repo(REPO), lambda: upload(staged, head, message="Publish")):
-        with pytest.raises(NoAccess, match="no token: run `hf auth login`, set HF_TOKEN"):
-            ask()
+    with pytest.raises(NoAccess, match="no token: run `hf auth login`, set HF_TOKEN"):
+        upload(staged, head, message="Publish")
     assert set(hub.repos) == {"others/saes"}
     assert not hub.log
 
 
-def test_a_token_that_is_none_is_refused_without_being_sent_or_said(hub):
-    for bad in ("hf_s3cr3t\nX-Evil: 1", "hf_s3cr3t "):
-        for ask in (lambda t: read_head(REPO, token=t), lambda t: ensure_repo(REPO, token=t)):
-            with pytest.raises(NoAccess) as caught:
-                ask(bad)
-            assert "s3cr3t" not in str(caught.value)
+@pytest.mark.parametrize("private", [True, False])
+def test_a_repo_that_came_to_be_there_meanwhile_is_published_to(hub, staged, private):
+    head = read_head(REPO)
+    hub.commit(REPO, {"x.md": b"x"})
+    upload(staged, head, message="Publish", private=private)
+    assert at(hub) == ALL | {"x.md": b"x"}
+
+
+@pytest.mark.parametrize("bad", ["hf_s3cr3t\nX-Evil: 1", "hf_s3cr3t ", "hf_s3cr3t\u00e9"])
+def test_a_token_that_is_none_is_refused_without_being_sent_or_said(hub, staged, bad):
+    for what in (
+        lambda: read_head(REPO, token=bad),
+        lambda: upload(staged, Head(REPO, "main", None), message="Publish", token=bad),
+    ):
+        with pytest.raises(NoAccess) as caught:
+            what()
+        assert "s3cr3t" not in str(caught.value)
     assert not hub.requests
 
 
 def test_a_file_that_went_away_meanwhile_is_named(hub, staged):
-    head = read_head(REPO)
-    ensure_repo(REPO)
     staged.files["layer_4/config.json"].unlink()
     with pytest.raises(PublishError, match=r"layer_4/config.json: No such file.*Nothing was pub"):
-        upload(staged, head, message="Publish")
+        publish(staged)
     assert not hub.log

@@ -42,6 +42,9 @@ NONSENSE = (json.JSONDecodeError, KeyError, TypeError, AttributeError)
 FAILURES = (HTTPError, OSError, ValueError, RuntimeError, *NONSENSE)
 """What a call of huggingface_hub may raise."""
 
+STALLED = 300.0
+"""Seconds without a single byte after which a connection counts as broken."""
+
 T = TypeVar("T")
 
 
@@ -103,11 +106,13 @@ def pause(error: BaseException | None, asked: int) -> float | None:
 
 @contextmanager
 def patient_client() -> Iterator[None]:
-    """Within it huggingface_hub, which in places waits for as long as a server says, gives up
-    above LONGEST_WAIT; and it is quiet: its lines hold signed URLs, and its bars are many.
+    """Within it huggingface_hub, which waits for as long as a server says, and for ever for one
+    that says nothing, gives up above LONGEST_WAIT and STALLED; and it is quiet: its lines hold
+    signed URLs, and its bars are many.
     """
     session, verbosity = get_session(), logging.get_verbosity()
-    hooks = session.event_hooks
+    hooks, timeout = session.event_hooks, session.timeout
+    session.timeout = STALLED
     session.event_hooks = hooks | {"response": [*hooks["response"], _refuse_long_wait]}
     if verbosity == logging.WARNING:
         logging.set_verbosity_error()
@@ -119,7 +124,7 @@ def patient_client() -> Iterator[None]:
                 yield
     finally:
         logging.set_verbosity(verbosity)
-        session.event_hooks = hooks
+        session.event_hooks, session.timeout = hooks, timeout
 
 
 def _refuse_long_wait(response: Any) -> None:
@@ -185,6 +190,9 @@ def translated(error: BaseException, repo: str, doing: str, token: str | None) -
         case _ if isinstance(error, NONSENSE):
             kind = type(error).__name__
             return PublishError(f"{repo}: {doing} failed, the Hub's answer makes no sense ({kind})")
+        case PermissionError() if error.errno is None:
+            # hf_xet's, which carries the upload on the Hub itself
+            return NoAccess(f"{repo}: the token has no permission for {doing}{said}")
         case OSError() if error.strerror:
             file = f"{error.filename}: " if error.filename else ""
             return PublishError(f"{repo}: {doing} failed: {file}{error.strerror}")

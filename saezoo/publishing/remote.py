@@ -17,14 +17,13 @@ from huggingface_hub.utils.sha import git_hash
 from saezoo.entry import Entry
 from saezoo.errors import BadName, PublishError
 from saezoo.files import sha256_of
-from saezoo.hf import TIMEOUT, refuse_bad_repo
+from saezoo.hf import TIMEOUT, is_commit, refuse_bad_repo
 from saezoo.hub import fetch_file
-from saezoo.publishing.asking import ask, find_token, patient_client
+from saezoo.publishing.asking import ask, patient_client
+from saezoo.publishing.staged import LARGEST_TEXT
 from saezoo.transfer import refuse_bad_token
 
 MAIN = "main"
-LARGEST_TEXT = 2**20
-"""Bytes of a README.md or saezoo.yaml that is changed rather than replaced."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,8 @@ def read_head(repo: str, *, branch: str | None = None, token: str | None = None)
             info = ask(lambda: _info(repo, None, token), repo, "reading the repo", token)
         if info is None or isinstance(info, _NoBranch):
             return Head(repo, wanted, None, exists=info is not None)
+        if info.sha and not is_commit(info.sha):
+            raise PublishError(f"{repo}: the Hub does not say at which commit {wanted} is")
         files = (
             ask(
                 lambda: _files(repo, str(info.sha), token),
@@ -109,21 +110,11 @@ def read_text(head: Head, path: str, token: str | None = None) -> str | None:
         ) from None
 
 
-def ensure_repo(repo: str, *, private: bool = False, token: str | None = None) -> None:
-    """Create a model repo unless it is there.
+def make_repo(repo: str, *, private: bool, token: str) -> None:
+    """Create a model repo; one that has come to be there meanwhile is left as it is.
 
-    private: of a new repo; without it the owner's default holds. Raises PublishError for a repo
-    that is there and public although private=True, NoAccess, BadName.
+    private: without it the owner's default holds. Raises NoAccess or PublishError.
     """
-    token = find_token(token)
-    head = read_head(repo, token=token)
-    if head.exists:
-        if private and head.private is False:
-            raise PublishError(
-                f"{repo} is there and public: make it private in its settings on the Hub, or leave "
-                "out --private"
-            )
-        return
     api = HfApi(token=token, library_name="saezoo")
     with patient_client():
         ask(

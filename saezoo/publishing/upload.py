@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from saezoo.errors import MissingFile, PublishError, SaezooError
+from saezoo.hf import is_commit
 from saezoo.publishing.asking import (
     FAILURES,
     ask,
@@ -22,7 +23,7 @@ from saezoo.publishing.asking import (
     pause,
     translated,
 )
-from saezoo.publishing.remote import Head, read_head, same
+from saezoo.publishing.remote import Head, make_repo, read_head, same
 from saezoo.publishing.staged import CARD, Staged
 from saezoo.transfer import LONGEST_WAIT, TRIES
 
@@ -61,6 +62,7 @@ def upload(
     head: Head,
     *,
     pr: bool = False,
+    private: bool = False,
     message: str,
     token: str | None = None,
     progress: Progress | None = None,
@@ -73,15 +75,22 @@ def upload(
     last commit, so that no name ever stands for half of something. Files that are there already are
     not sent, so that running it again after an interruption finishes it.
 
-    head: as read_head gave it. Where the repo was new, it is read again. pr: open a pull request.
+    head: as read_head gave it. A repo that is not there is made, private if that is wanted, once
+    the Hub has found nothing wrong with the card. pr: open a pull request.
 
     Raises NoAccess, MissingFile (repo or branch gone), RemoteChanged (the head is another one by
     now) or PublishError. Each, and a KeyboardInterrupt, says what is in the repo by then.
     """
-    job = _Upload(staged, head, pr, message, find_token(token), progress or (lambda *_: None))
+    token = find_token(token)
+    if private and head.private is False:
+        raise PublishError(
+            f"{head.repo} is there and public: make it private in its settings on the Hub, or "
+            "leave out --private. Nothing was published"
+        )
+    job = _Upload(staged, head, pr, message, token, progress or (lambda *_: None))
     try:
         with patient_client():
-            return job.run(one_commit_limit)
+            return job.run(private, one_commit_limit)
     except (SaezooError, OSError) as error:
         ours = error
         if not isinstance(ours, SaezooError):
@@ -102,19 +111,22 @@ class _Upload:
         self.repo, self.ref = head.repo, head.branch
         self.parent = head.revision or ""
         self.api = HfApi(token=token, library_name="saezoo")
-        self.new_repo = head.revision is None
+        self.made_repo = self.made_branch = False
         self.pull_request: str | None = None
         self.unsure = False
         self.committed = self.sent = self.total = 0
         self.paths: list[str] = []
 
-    def run(self, limit: Limit) -> Uploaded:
+    def run(self, private: bool, limit: Limit) -> Uploaded:
+        if CARD in self.staged.name_files and not self._is_there(CARD):
+            self._check_card()
+        if not self.head.exists:
+            make_repo(self.repo, private=private, token=self.token)
+            self.made_repo = True
         self._open()
         new, replacing, names = self._lacking()
         self.paths = [*new, *replacing, *names]
         self.total = sum(map(self.staged.size_of, self.paths))
-        if CARD in names:
-            self._check_card()
         for step in self._steps(new, replacing, names, limit):
             self._send(step)
         url = f"{constants.ENDPOINT}/{self.repo}/tree/{self.parent}"
@@ -129,9 +141,11 @@ class _Upload:
             )
         if self.unsure:
             return "Whether the commit was made is not known: running the same again finds out"
+        if not self.committed and not self.head.exists and not self.made_repo:
+            return "Nothing was published, and no repo was made"
         if not self.committed:
-            how = "there, without any of the files" if self.new_repo else "as it was"
-            branch = "" if self.head.has_branch else f", but for a new branch {self.ref}"
+            how = "there, without any of the files" if self.made_repo else "as it was"
+            branch = f", but for a new branch {self.ref}" if self.made_branch else ""
             return f"Nothing was published: {self.repo} is {how}{branch}"
         where = f"{self.ref} at {self.parent[:8]}…"
         if self.committed == len(self.paths):
@@ -166,6 +180,7 @@ class _Upload:
                 f"making the branch {self.ref}",
                 self.token,
             )
+            self.made_branch = True
 
     def _is_there(self, path: str, head: Head | None = None) -> bool | None:
         """Whether a path has our bytes at the head; None: there is no such path."""
@@ -270,6 +285,8 @@ class _Upload:
                 if self.unsure and self._opens_pr:
                     raise failed from error
             else:
+                if not is_commit(made.oid):
+                    raise PublishError(f"{self.repo}: the Hub does not say which commit it made")
                 self.parent, self.unsure = made.oid, False
                 if self._opens_pr and made.pr_url:
                     self.pull_request, self.ref = made.pr_url, str(made.pr_revision)
