@@ -10,7 +10,7 @@ from saezoo.errors import RegistryError
 from saezoo.files import write_file
 from saezoo.registry import compose_yaml, expand, parse_release
 
-PLAIN = re.compile(r"[A-Za-z0-9_./@+-]+")
+PLAIN = re.compile(r"[A-Za-z0-9_./@+:-]+")
 """Strings that YAML can take without quotes, unless they read as a number, a date or a bool."""
 HEADER = "files:  # by id; written by `saezoo registry verify --fill`"
 
