@@ -22,7 +22,7 @@ LICENCES = (
 
 TEXTS = ("library_name", "pipeline_tag", "license_name", "license_link")
 LISTS = ("tags", "datasets", "metrics", "widget")
-REPO = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
+REPO = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
 
 
 def card_problems(text: str) -> tuple[list[str], list[str]]:
