@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 
 from saezoo.cli import main
+from saezoo.errors import SaezooError
 from saezoo.load import load_sae
+from saezoo.publishing.upload import Limit, upload
 from tests.fakes.hub_lfs import User
 from tests.tiny_folders import at_layer, write_native
 
@@ -258,6 +261,31 @@ def test_a_dry_run_writes_nothing(folder, hub, capfd):
     assert "this was a dry run" in out
     assert not hub.repos
     assert {method for method, _, _ in hub.requests} == {"GET"}
+
+
+def test_a_collection_in_steps_has_no_name_until_it_is_whole(tmp_path, hub, capfd, monkeypatch):
+    for layer in (3, 4):
+        write_native(tmp_path / f"run/layer_{layer}", seed=layer, site=at_layer(layer))
+    small = partial(upload, one_commit_limit=Limit(files=4))
+    monkeypatch.setattr("saezoo.publishing.targets.upload", small)
+    hub.fail("/commit/", "status", method="POST", times=99, after=1)
+    line = refused(capfd, tmp_path / "run", REPO)
+    assert "4 of 12 files are in me/saes, main at" in line
+    assert line.endswith("but not those that give them a name: run the same again to finish it")
+    half = hub.repos[REPO].branches["main"]
+    for name in (f"hf://{REPO}@{half}/layer_3", f"hf://{REPO}@{half}#layer_3"):
+        with pytest.raises(SaezooError):
+            load_sae(name, cache_dir=tmp_path / "half")
+    hub.faults.clear()
+    code, out, _ = run(capfd, tmp_path / "run", REPO)
+    assert code == 0
+    assert [len(made["paths"]) for made in hub.log] == [4, 4, 2, 2]
+    assert hub.log[-1]["paths"] == ["README.md", "saezoo.yaml"]
+    for layer in (3, 4):
+        there = load_sae(f"hf://{REPO}#layer_{layer}", cache_dir=tmp_path / "clean")
+        here = load_sae(tmp_path / f"run/layer_{layer}")
+        assert torch.equal(there.W_dec, here.W_dec)
+        assert f"/layer_{layer}" in out
 
 
 def test_another_process_is_as_quiet(folder, hub):

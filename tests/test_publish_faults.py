@@ -13,6 +13,7 @@ from saezoo.publishing.remote import read_head
 from saezoo.publishing.staged import Staged
 from saezoo.publishing.upload import Limit, upload
 from saezoo.transfer import LONGEST_WAIT
+from tests.fakes.hub import Repo
 from tests.fakes.hub_lfs import User
 
 TOKEN = "hf_s3cr3tS3CR3Ts3cr3t"
@@ -385,6 +386,14 @@ def test_an_answer_that_makes_no_sense_is_one_line(hub, staged, body, monkeypatc
 
     monkeypatch.setattr(hub, "answer", answer)
     fails(PublishError, "uploading failed", lambda: publish(staged))
+
+
+def test_a_commit_that_is_none_is_not_taken_for_one(hub, staged, monkeypatch):
+    monkeypatch.setattr(hub, "commit", lambda *_: "../../etc")
+    hub.repos[REPO] = Repo({"1" * 40: {}}, {"main": "1" * 40})
+    fails(PublishError, "does not say which commit it made", lambda: publish(staged))
+    hub.repos[REPO] = Repo({"HEAD": {}}, {"main": "HEAD"})
+    fails(PublishError, "does not say at which commit main is", lambda: publish(staged))
 
 
 def test_a_connection_on_which_nothing_comes_counts_as_broken(hub, staged, monkeypatch):
