@@ -68,8 +68,9 @@ def plot_density(density: torch.Tensor, path: str | Path) -> None:
     FigureCanvasAgg(figure)
     _density(figure.subplots(), density, float((density > DENSE).double().mean()))
     with write_file(path) as work:
-        plain = {"metadata": {"Software": None}} if path.suffix.lower() == ".png" else {}
-        figure.savefig(work, dpi=150, format=path.suffix[1:].lower(), **plain)
+        # a version of matplotlib in it would make it another file
+        said: Any = {"Software": None} if path.suffix.lower() == ".png" else None
+        figure.savefig(work, dpi=150, format=path.suffix[1:].lower(), metadata=said)
 
 
 def refuse_plot(path: Path) -> None:

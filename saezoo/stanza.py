@@ -171,7 +171,7 @@ def _refuse_other_facts(text: str, rows: Sequence[Facts], where: str) -> None:
     entries = expand(unsaid, where)
     for row in rows:
         try:
-            wanted = Entry.model_validate({"source": "none"} | row)
+            wanted = Entry.model_validate({"source": "none", **row})
         except ValidationError as error:
             raise RegistryError(f"{where}: {row['id']}: {one_line(error)}") from None
         for key, value in entries[row["id"]]:

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from saezoo.errors import NotPublishable, SaezooError
 from saezoo.publishing.checks import find_leaks, find_problems, leaks, left_out
 from saezoo.publishing.pipeline import publish_sae
+from saezoo.publishing.sources import find_sources
 from saezoo.publishing.staged import Staged
-from saezoo.publishing.tree import find_sources
 from tests.tiny_folders import at_layer, change_config, write_native
 
 pytestmark = pytest.mark.usefixtures("one_thread", "cache")

@@ -11,8 +11,9 @@ from saezoo.formats import native
 from saezoo.load import load_sae
 from saezoo.numerics import close
 from saezoo.publishing.pipeline import publish_sae
+from saezoo.publishing.sources import find_sources
 from saezoo.publishing.targets import FolderTarget, HubTarget, find_target
-from saezoo.publishing.tree import Place, find_sources, stage
+from saezoo.publishing.tree import Place, stage
 from saezoo.registry import expand, parse_release
 from tests.tiny_folders import METRICS, at_layer, spec, write_native
 

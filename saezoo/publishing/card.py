@@ -299,7 +299,8 @@ def _limits(saes: Sequence[Shown]) -> str:
         return f"{text} Its architecture is its author's own, and so is the code that was measured."
     files = []
     if any(sae.stats for sae in saes):
-        tokens = {(sae.cfg.metrics or {}).get("stats_tokens") for sae in saes} - {None}
+        found = [(sae.cfg.metrics or {}).get("stats_tokens") for sae in saes]
+        tokens = {count for count in found if isinstance(count, int)}
         some = " or ".join(f"{count:,}" for count in sorted(tokens)) or "some"
         files.append(
             f"`stats.safetensors` has `density` and `max_activation` of each feature over {some} "

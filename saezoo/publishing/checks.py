@@ -20,8 +20,8 @@ from saezoo.formats import Weights, native
 from saezoo.formats._tensors import read_json, refuse_not_finite
 from saezoo.metrics import VERSION
 from saezoo.numerics import TOLERANCE
+from saezoo.publishing.sources import Source
 from saezoo.publishing.staged import CARD, MANIFEST, Staged
-from saezoo.publishing.tree import Source
 from saezoo.sae import build_sae
 from saezoo.stats import STATS, stats_of
 

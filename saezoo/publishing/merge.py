@@ -4,6 +4,7 @@ and only the rows of our SAEs, are ours to write.
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from saezoo.errors import PublishError, RegistryError
 from saezoo.fill import load_plain
@@ -26,7 +27,7 @@ BLOCK = re.compile(r"\A(\s*---[ \t]*\r?\n)(.*?)((?:^|(?<=\n))---[ \t]*(?:\r?\n|\
 """Front matter: opening line, text, closing line."""
 
 
-def merge_card(existing: str | None, front: dict[str, object], body: str) -> str:
+def merge_card(existing: str | None, front: dict[str, Any], body: str) -> str:
     """README.md with our front matter and text between our markers; all else as it was.
 
     A key of the front matter that stands outside our markers is the author's, and ours is left out.
@@ -50,7 +51,7 @@ def has_our_text(readme: str) -> bool:
     return BODY.search(readme) is not None
 
 
-def _front(head: str, front: dict[str, object]) -> str:
+def _front(head: str, front: dict[str, Any]) -> str:
     if (
         len(FRONT_MARK.findall(head)) != 2 * len(FRONT.findall(head))
         or len(FRONT.findall(head)) > 1

@@ -22,18 +22,10 @@ from saezoo.names import parse_name
 from saezoo.publishing.card import Shown
 from saezoo.publishing.checks import find_leaks, find_problems, left_out
 from saezoo.publishing.merge import has_our_text
+from saezoo.publishing.sources import Source, find_sources
 from saezoo.publishing.staged import CARD, MANIFEST, Staged
 from saezoo.publishing.targets import FolderTarget, HubTarget, find_target
-from saezoo.publishing.tree import (
-    Place,
-    Source,
-    Tree,
-    find_sources,
-    ids_by_path,
-    rows_there,
-    show,
-    stage,
-)
+from saezoo.publishing.tree import Place, Tree, ids_by_path, rows_there, show, stage
 from saezoo.publishing.upload import Progress
 from saezoo.registry import find_registered, release_names
 from saezoo.stanza import write_release
@@ -221,7 +213,8 @@ def _texts(place: Place) -> dict[str, str | None]:
 
 def _state(at: HubTarget | FolderTarget, staged: Staged, name: str) -> State:
     content = staged.name_files.get(name) or staged.files[name]
-    return {None: "new", True: "same", False: "changed"}[at.has(name, content)]
+    has = at.has(name, content)
+    return "new" if has is None else "same" if has else "changed"
 
 
 def _refuse_strangers(sources: Sequence[Source], states: Mapping[str, State], place: Place) -> None:

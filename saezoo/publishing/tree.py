@@ -13,56 +13,20 @@ from saezoo.check import GOLDEN, GOLDEN_TOKENS, decided_tokens, write_golden
 from saezoo.config import Origin, SAEConfig
 from saezoo.convert import SIZES, convert_weights, proof_inputs
 from saezoo.entry import Entry
-from saezoo.errors import CannotConvert, NotPublishable, PublishError, SaezooError
+from saezoo.errors import CannotConvert, PublishError, SaezooError
 from saezoo.figure import plot_density
 from saezoo.files import sha256_of
 from saezoo.fill import load_plain
 from saezoo.formats import Weights, native
-from saezoo.formats._tensors import read_json
 from saezoo.names import parse_name
 from saezoo.publishing.card import PLOT, Shown, write_card
 from saezoo.publishing.merge import merge_manifest
+from saezoo.publishing.sources import NEEDED, Source
 from saezoo.publishing.staged import CARD, MANIFEST, Staged
 from saezoo.registry import find_registered, release_names
 from saezoo.sae import build_sae
 from saezoo.stanza import id_key, row_of
 from saezoo.stats import STATS, stats_of
-
-NEEDED = (native.CONFIG, native.WEIGHTS)
-
-
-@dataclass(frozen=True)
-class Source:
-    """One native folder that is to be published."""
-
-    folder: Path
-    path: str
-    """Where it goes, in the repo; empty: to its root."""
-    cfg: SAEConfig
-    """As it is published: with the licence."""
-    changed: bool = False
-    """Whether that is another spec than the folder's."""
-    called: str = ""
-    """The id that it has at its place already."""
-
-    def weights(self) -> Weights:
-        """The tensors, mapped. Raises FormatError for files that are not what they must be."""
-        return Weights(self.cfg, native.read(self.folder, None).tensors)
-
-    @property
-    def where(self) -> str:
-        """How problems call it."""
-        return self.folder.name
-
-    @property
-    def id(self) -> str:  # noqa: A003
-        """The second half of its name."""
-        if self.called or self.path:
-            return self.called or self.path
-        site = self.cfg.site
-        if site is None or site.layer is None:
-            return "sae"
-        return f"layer_{site.layer}_{site.point}" if site.point else f"layer_{site.layer}"
 
 
 @dataclass(frozen=True)
@@ -83,68 +47,6 @@ class Place:
         if self.repo is None:
             return f"./{self.release}#{entry.id}"
         return f"hf://{self.repo}/{entry.path}" if entry.path else f"hf://{self.repo}"
-
-
-def find_sources(folder: Path, path: str | None, licence: str | None) -> list[Source]:
-    """The native folder, or those below it, in the order of their paths.
-
-    path: where in the repo; of many, what comes before each one's own. licence: instead of what
-    their specs say. Raises NotPublishable where there is none.
-    """
-    if not folder.is_dir():
-        raise NotPublishable([f"{folder}: no such folder"])
-    found = [folder] if is_native(folder) else sorted(_below(folder))
-    if not found:
-        raise NotPublishable(
-            [
-                f"{folder}: neither a native folder nor one of such; `saezoo convert {folder} "
-                "./native` makes one of any SAE"
-            ]
-        )
-    sources, problems = [], []
-    for item in found:
-        own = item.relative_to(folder).as_posix()
-        parts = [part.strip("/") for part in (path or "", "" if own == "." else own)]
-        try:
-            sources.append(_source(item, "/".join(filter(None, parts)), licence))
-        except SaezooError as error:
-            problems.append(str(error))
-    if problems:
-        raise NotPublishable(problems)
-    return sorted(sources, key=lambda source: id_key(source.path))
-
-
-def is_native(folder: Path) -> bool:
-    """Whether a folder says that it is one of saezoo's own."""
-    try:
-        return "saezoo_format" in read_json(folder / native.CONFIG)
-    except (SaezooError, OSError):
-        return False
-
-
-def _below(folder: Path) -> list[Path]:
-    """Native folders below one, not those of runs, hidden ones, or where links lead."""
-    found = []
-    for item in folder.iterdir():
-        if item.is_symlink() or not item.is_dir() or item.name.startswith("."):
-            continue
-        if item.name.endswith(".run"):
-            continue
-        found += [item] if is_native(item) else _below(item)
-    return found
-
-
-def _source(folder: Path, path: str, licence: str | None) -> Source:
-    cfg = native.read_config(folder)
-    if not isinstance(cfg, SAEConfig):
-        raise CannotConvert(
-            f"{folder.name}: is {cfg.title}; so far only SAEs of one layer can be published"
-        )
-    origin = cfg.origin or Origin()
-    if licence is None or licence == origin.licence:
-        return Source(folder, path, cfg)
-    stated = cfg.model_copy(update={"origin": origin.model_copy(update={"licence": licence})})
-    return Source(folder, path, stated, changed=True)
 
 
 @dataclass(frozen=True)
@@ -282,9 +184,7 @@ def make_golden(weights: Weights, folder: Path) -> None:
 def _entry(source: Source, files: Mapping[str, Path]) -> Entry:
     cfg, facts = source.cfg, source.cfg.metrics or {}
     origin = cfg.origin or Origin()
-    known = {"l0": facts.get("l0"), "variance_explained": facts.get("explained_variance")}
-    if known["variance_explained"] is None and "fvu" in facts:
-        known["variance_explained"] = 1 - float(facts["fvu"])
+    fvu = _known(facts, "fvu")
     return Entry(
         id=source.id,
         format="native",
@@ -295,13 +195,19 @@ def _entry(source: Source, files: Mapping[str, Path]) -> Entry:
         d_in=cfg.d_in,
         d_sae=cfg.d_sae,
         k=cfg.k,
-        **{key: round(float(v), 4) for key, v in known.items() if v is not None},
+        l0=_known(facts, "l0"),
+        variance_explained=None if fvu is None else round(1 - fvu, 4),
         licence=origin.licence,
         author=origin.author,
         paper=origin.paper,
         site=cfg.site,
         out_site=cfg.out_site,
     )
+
+
+def _known(facts: Mapping[str, Any], key: str) -> float | None:
+    value = facts.get(key)
+    return round(value, 4) if isinstance(value, int | float) else None
 
 
 def _is_registered(release: str, entry: Entry) -> bool:
