@@ -12,7 +12,8 @@ from markdown_it import MarkdownIt
 
 from saezoo.config import SAEConfig
 from saezoo.errors import PublishError, RegistryError
-from saezoo.publishing.card import LICENCES, Shown, front_matter, write_card
+from saezoo.publishing.card import Shown, write_card
+from saezoo.publishing.front import LICENCES, front_matter
 from saezoo.publishing.merge import (
     BEGIN,
     END,
@@ -70,8 +71,8 @@ def test_what_is_not_known_is_in_no_field(changes, absent):
 
 
 def test_a_licence_that_the_hub_has_no_name_for_is_other_with_its_name():
-    made = front_matter("x", [shown(changes={"origin": {"licence": "My Own 1.0"}})])
-    assert (made["license"], made["license_name"]) == ("other", "My Own 1.0")
+    made = front_matter("x", [shown(changes={"origin": {"licence": "My Own 1.0"}}).cfg], [])
+    assert (made["license"], made["license_name"]) == ("other", "my-own-1.0")
     assert {"apache-2.0", "cc-by-4.0", "gemma", "llama3.1"} <= LICENCES
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from saezoo.config import SAEConfig
 from saezoo.metrics import VERSION
+from saezoo.publishing.front import front_matter, unique
 from saezoo.publishing.merge import merge_card
 from saezoo.publishing.words import (
-    HUB_ID,
     host_of,
     measured_rows,
     settings,
@@ -25,22 +25,8 @@ from saezoo.publishing.words import (
 )
 
 PLOT = "density.png"
-_LICENCES = """
-apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigcode-openrail-m
-bigscience-bloom-rail-1.0 afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause
-bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0
-cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0
-cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0
-cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl
-gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc intel-research lppl-1.3c ms-pl apple-ascl apple-amlr
-mpl-2.0 odc-by odbl openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr
-deepfloyd-if-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma unknown other
-"""
-LICENCES = frozenset(_LICENCES.split())
-"""What the Hub takes as `license`; anything else is `other` with its name beside it."""
 SHOWN_PLOTS = 12
 """Density plots on a card; of more SAEs, the table links to each."""
-EVALUATED = (("fvu", "FVU"), ("l0", "L0"), ("loss_recovered", "loss recovered"), ("kl", "KL"))
 
 
 @dataclass(frozen=True)
@@ -70,64 +56,10 @@ def write_card(title: str, saes: Sequence[Shown], existing: str | None = None) -
     """README.md about these SAEs, its text between markers; in an `existing` one nothing else is
     touched. Raises PublishError for one that has no place for it.
     """
-    return merge_card(existing, front_matter(title, saes), card_text(title, saes))
-
-
-def front_matter(title: str, saes: Sequence[Shown]) -> dict[str, Any]:
-    """The arguments of huggingface_hub's ModelCardData: only what is known."""
-    specs = [sae.cfg for sae in saes]
-    models = _unique(cfg.site.model for cfg in specs if cfg.site and cfg.site.model)
-    licences = _unique(cfg.origin.licence for cfg in specs if cfg.origin and cfg.origin.licence)
-    exports = _unique(name for sae in saes for name in sae.exports)
-    facts: dict[str, Any] = {
-        "base_model": _one([model for model in models if HUB_ID.fullmatch(model)]),
-        "library_name": "saezoo",
-        "pipeline_tag": "feature-extraction",
-        "datasets": _unique(filter(None, map(_dataset, specs))) or None,
-        "tags": ["saezoo", "sparse-autoencoder", "mechanistic-interpretability"]
-        + ["transcoder"] * any(cfg.is_transcoder for cfg in specs)
-        + _unique(cfg.architecture for cfg in specs)
-        + exports,
-        "metrics": [key for key, _ in EVALUATED if any(key in (c.metrics or {}) for c in specs)]
-        or None,
-    }
-    if len(licences) == 1 and licences[0].lower() in LICENCES:
-        facts["license"] = licences[0].lower()
-    elif licences:
-        facts |= {"license": "other", "license_name": ", ".join(licences)}
-    if len(saes) == 1:
-        facts |= _evaluation(title, specs[0])
-    return {key: value for key, value in facts.items() if value is not None}
-
-
-def _evaluation(title: str, cfg: SAEConfig) -> dict[str, Any]:
-    """What the Hub shows beside a model: numbers on a data set that it has."""
-    from huggingface_hub import EvalResult
-
-    facts, dataset = cfg.metrics or {}, _dataset(cfg)
-    if dataset is None or "version" not in facts:
-        return {}
-    results = [
-        EvalResult(
-            task_type="feature-extraction",
-            dataset_type=dataset,
-            dataset_name=f"{dataset}, held-out documents",
-            metric_type=key,
-            metric_name=label,
-            metric_value=facts[key],
-        )
-        for key, label in EVALUATED
-        if key in facts
-    ]
-    return {"model_name": title, "eval_results": results} if results else {}
-
-
-def _dataset(cfg: SAEConfig) -> str | None:
-    """The data set of the Hub that it was trained on; none where that was really something else."""
-    notes = cfg.notes or {}
-    name = notes.get("dataset", "")
-    known = "provenance" not in notes and "/" in name and HUB_ID.fullmatch(name)
-    return name if known else None
+    front = front_matter(
+        title, [sae.cfg for sae in saes], unique(n for s in saes for n in s.exports)
+    )
+    return merge_card(existing, front, card_text(title, saes))
 
 
 def card_text(title: str, saes: Sequence[Shown]) -> str:
@@ -163,8 +95,8 @@ def _intro(saes: Sequence[Shown]) -> str:
         article = "An" if what[0] in "aeiou" else "A"
         host = host_of(first)
         return f"{article} {what},{where_it_reads(first)}{f' of {host}' if host else ''}."
-    hosts = _unique(host_of(sae.cfg) for sae in saes)
-    kinds = _unique(sae.cfg.architecture for sae in saes)
+    hosts = unique(host_of(sae.cfg) for sae in saes)
+    kinds = unique(sae.cfg.architecture for sae in saes)
     return f"{len(saes)} sparse autoencoders ({', '.join(kinds)}) of {', '.join(hosts)}."
 
 
@@ -257,7 +189,7 @@ def _measured(saes: Sequence[Shown]) -> str:
     measured = [sae for sae in saes if (sae.cfg.metrics or {}).get("fvu") is not None]
     if not measured:
         return "Nothing: its author published it without metrics."
-    version = _unique(str((sae.cfg.metrics or {}).get("version", VERSION)) for sae in measured)
+    version = unique(str((sae.cfg.metrics or {}).get("version", VERSION)) for sae in measured)
     text = (
         f"The definitions are those of `saezoo.metrics`, version {', '.join(version)}. FVU, L0 and "
         "PCA leave out the tokens that training left out; the losses are over every position."
@@ -312,7 +244,7 @@ def _limits(saes: Sequence[Shown]) -> str:
 
 
 def _licences(saes: Sequence[Shown]) -> list[str]:
-    found = _unique((sae.cfg.origin.licence if sae.cfg.origin else None) or "" for sae in saes)
+    found = unique((sae.cfg.origin.licence if sae.cfg.origin else None) or "" for sae in saes)
     return [licence or "not stated" for licence in found]
 
 
@@ -340,11 +272,3 @@ def _two(cells: Iterable[str]) -> list[str]:
 
 def _code(lines: Sequence[str], language: str = "python") -> str:
     return "\n".join([f"```{language}", *lines, "```"])
-
-
-def _unique(values: Any) -> list[Any]:
-    return list(dict.fromkeys(values))
-
-
-def _one(values: list[str]) -> str | list[str] | None:
-    return values[0] if len(values) == 1 else values or None

@@ -1,5 +1,5 @@
-"""From folders to the tree that is published: which SAEs there are, and for each of them the files
-of its own, what is made of them, and the row that gives it a name.
+"""From folders to the tree that is published: the files of each SAE, what is made of them, and the
+row that gives it a name.
 """
 
 from collections.abc import Container, Mapping, Sequence
