@@ -97,6 +97,18 @@ def test_bytes_that_are_not_those_that_were_sent_are_found(hub, there):
     assert spec.startswith("layer_4/config.json: ")
 
 
+@pytest.mark.parametrize("path", ["layer_4/config.json", "layer_4/density.safetensors"])
+def test_a_commit_that_holds_another_file_is_found(hub, there, path):
+    """The Hub gives it as it has it, and it is not what was sent."""
+    uploaded, staged, entries = there
+    staged.files[path] = staged.files["layer_3/config.json"].with_name("sent")
+    staged.files[path].write_bytes(b"{}")
+    files = hub.repos[REPO].commits[uploaded.revision]
+    commit = hub.commit(REPO, files | {path: b"[]"})
+    (found,) = wrong(prove(Uploaded(REPO, commit, "url"), staged, entries))
+    assert found.startswith(f"{path}: me/saes/{path}: the sha256 is not the promised")
+
+
 def test_what_is_not_in_the_commit_is_found(there, tmp_path):
     uploaded, staged, entries = there
     (tmp_path / "more.md").write_text("x")
