@@ -257,6 +257,14 @@ def test_who_may_not_write_is_told_so_and_nothing_happens(hub, staged, monkeypat
     assert not hub.log
 
 
+def test_a_401_to_a_token_is_about_the_token_whatever_else_it_says(hub):
+    hub.commit(REPO, ALL)
+    said = {"X-Error-Code": "RepoNotFound"}
+    hub.fail("/api/models/", "status", status=401, headers=said)
+    with pytest.raises(NoAccess, match="does not know the token"):
+        read_head(REPO)
+
+
 @pytest.mark.parametrize("private", [True, False])
 def test_a_repo_that_came_to_be_there_meanwhile_is_published_to(hub, staged, private):
     head = read_head(REPO)
