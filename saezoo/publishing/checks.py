@@ -117,7 +117,9 @@ def _spec(cfg: SAEConfig) -> Iterator[str]:
 def _metrics(cfg: SAEConfig) -> Iterator[str]:
     facts = cfg.metrics or {}
     lacking = [key for key in ("fvu", "l0", "dead_fraction", "tokens") if key not in facts]
-    hint = "`saezoo eval` measures; to publish without, say --without-metrics"
+    hint = (
+        f"write what `saezoo eval --json` measures into {native.CONFIG}, or say --without-metrics"
+    )
     if lacking:
         yield f"{native.CONFIG} has no metrics {', '.join(lacking)}: {hint}"
         return

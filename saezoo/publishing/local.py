@@ -5,16 +5,14 @@ saezoo.yaml last.
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from saezoo.check import Finding, check_sae
 from saezoo.entry import Entry
 from saezoo.errors import PublishError
 from saezoo.files import sha256_of, write_file, write_folder
-from saezoo.publishing.staged import LARGEST_TEXT, Staged
-
-Progress = Callable[[str, int, int], None]
+from saezoo.publishing.staged import LARGEST_TEXT, Progress, Staged
 
 
 def text_there(folder: Path, name: str) -> str | None:

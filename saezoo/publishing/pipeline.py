@@ -23,10 +23,9 @@ from saezoo.publishing.card import Shown
 from saezoo.publishing.checks import find_leaks, find_problems, left_out
 from saezoo.publishing.merge import has_our_text
 from saezoo.publishing.sources import Source, find_sources
-from saezoo.publishing.staged import CARD, MANIFEST, Staged
+from saezoo.publishing.staged import CARD, MANIFEST, Progress, Staged
 from saezoo.publishing.targets import FolderTarget, HubTarget, find_target
 from saezoo.publishing.tree import Place, Tree, ids_by_path, rows_there, show, stage
-from saezoo.publishing.upload import Progress
 from saezoo.registry import find_registered, release_names
 from saezoo.stanza import write_release
 
@@ -110,6 +109,8 @@ def publish_sae(
     express an SAE, BadName, NoAccess, PublishError and the like; each says whether anything was
     published.
     """
+    from huggingface_hub import get_token
+
     _refuse_exports(exports)
     at = find_target(target, branch=branch, pr=pr, private=private, token=token)
     sources = find_sources(_folder_of(folder), path, licence)
@@ -121,7 +122,7 @@ def publish_sae(
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".publish-", dir=root) as work:
         tree = stage(sources, place, exports, Path(work), _others(at, there, sources))
-        if problems := find_leaks(tree.staged, _texts(there), token):
+        if problems := find_leaks(tree.staged, _texts(there), token or get_token()):
             raise NotPublishable(problems)
         states = {name: _state(at, tree.staged, name) for name in tree.staged.paths}
         _refuse_strangers(sources, states, place)

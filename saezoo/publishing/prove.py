@@ -14,8 +14,8 @@ from saezoo.entry import Entry
 from saezoo.errors import Corrupted, PublishError, SaezooError
 from saezoo.files import cache_root, sha256_of
 from saezoo.hf import get_files, list_repo
-from saezoo.publishing.staged import Staged
-from saezoo.publishing.upload import Progress, Uploaded
+from saezoo.publishing.staged import Progress, Staged
+from saezoo.publishing.upload import Uploaded
 from saezoo.transfer import Access
 
 FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -1,5 +1,6 @@
 """What is about to be published, as values."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,9 @@ CARD, MANIFEST = "README.md", "saezoo.yaml"
 """At the root of a repo or folder: what gives a tree its name. They go last."""
 LARGEST_TEXT = 2**20
 """Bytes of a README.md or saezoo.yaml that is changed rather than replaced."""
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, and how many bytes of how many are there."""
 
 
 @dataclass(frozen=True)

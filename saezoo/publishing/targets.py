@@ -18,9 +18,9 @@ from saezoo.publishing.asking import find_token
 from saezoo.publishing.local import prove_folder, same_there, text_there, write_tree
 from saezoo.publishing.prove import prove
 from saezoo.publishing.remote import Head, read_head, read_text, same
-from saezoo.publishing.staged import CARD, MANIFEST, Staged
+from saezoo.publishing.staged import CARD, MANIFEST, Progress, Staged
 from saezoo.publishing.tree import Place, Tree
-from saezoo.publishing.upload import Progress, Uploaded, upload
+from saezoo.publishing.upload import Uploaded, upload
 
 
 class Target(Protocol):

@@ -1,5 +1,8 @@
 """Put a staged tree into a repo: in one commit on top of the head that was read, or in steps, of
 which the last gives it a name.
+
+huggingface_hub's upload_folder makes steps too, but in an order of its own, and looks at the head
+before the first of them alone.
 """
 
 import time
@@ -24,11 +27,8 @@ from saezoo.publishing.asking import (
     translated,
 )
 from saezoo.publishing.remote import Head, make_repo, read_head, same
-from saezoo.publishing.staged import CARD, Staged
+from saezoo.publishing.staged import CARD, Progress, Staged
 from saezoo.transfer import LONGEST_WAIT, TRIES
-
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, and how many bytes of how many are there."""
 
 
 @dataclass(frozen=True)
