@@ -1,5 +1,6 @@
 """Write facts into a release's YAML as text: what a person wrote there stays, byte for byte."""
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -135,8 +136,14 @@ def as_scalar(value: str) -> str:
     """A string as YAML: in quotes only where it would be read as something else without."""
     import yaml
 
-    if PLAIN.fullmatch(value) and yaml.safe_load(f"[{value}]") == [value]:
-        return value
+    if PLAIN.fullmatch(value):
+        with contextlib.suppress(yaml.YAMLError):
+            # as a key and a value, on a line of its own and in braces
+            for text in (f"{value}: {value}", f"{{{value}: {value}}}"):
+                if yaml.safe_load(text) != {value: value}:
+                    break
+            else:
+                return value
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -8,6 +8,8 @@ import re
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from saezoo.config import SAEConfig
@@ -390,3 +392,41 @@ def test_a_release_of_rows_that_are_none_is_refused():
         write_release("r", "x", [at(1), at(1)])
     with pytest.raises(RegistryError, match="colour"):
         write_release("r", "x", [at(1, colour="red")])
+
+
+IDS = st.lists(st.from_regex(r"\A[a-c0-3_./-]{1,6}\Z"), unique=True, min_size=2, max_size=8)
+
+
+@settings(deadline=None)
+@given(IDS, st.integers(1, 7), st.booleans())
+def test_rows_put_in_later_say_the_same_as_rows_that_were_there_at_once(ids, first, crlf):
+    rows = [ROW | {"id": name, "path": name, "d_sae": 8 + at} for at, name in enumerate(ids)]
+    first = min(first, len(rows) - 1)
+    before = write_release("r", "x", rows[:first]).replace("\n", "\r\n" if crlf else "\n")
+    text = put_rows(before, rows[first:], "saezoo.yaml")
+    assert entries(text) == entries(write_release("r", "x", rows))
+    assert list(entries(text)) == sorted(ids, key=id_key)
+    lines = iter(text.splitlines(keepends=True))
+    assert all(line in lines for line in before.splitlines(keepends=True))
+
+
+PIECES = st.sampled_from(
+    ["---\n", "a: 1\n", "tags: [x]\n", "# words\n", "\n", " ", "x", "\r\n", BEGIN, END, FRONT_BEGIN]
+    + [FRONT_END, "<!-- saezoo:begin", "-->", "\u2028", "ä", "`"]
+)
+
+
+@settings(deadline=None)
+@given(st.lists(PIECES | st.text(max_size=5), max_size=12).map("".join))
+def test_whatever_a_readme_holds_it_is_refused_or_kept(existing):
+    made = {"library_name": "saezoo", "tags": ["y"]}
+    try:
+        text = merge_card(existing, made, "# ours")
+    except PublishError as error:
+        refused = str(error)
+    else:
+        refused = None
+        assert merge_card(text, made, "# ours") == text
+        assert text.count(END) == 1
+        assert ModelCard(text).data.library_name == "saezoo"
+    assert refused is None or "\n" not in refused
