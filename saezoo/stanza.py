@@ -66,25 +66,28 @@ def put_rows(text: str, rows: Sequence[Facts], where: str) -> str:
     not so of one of these.
     """
     old = load_plain(text, where)
-    shared = old.get("shared") or {}
-    listed = list(old.get("saes") or [])
+    there = old.get("saes") or []
+    if not all(isinstance(row, dict) for row in there):
+        raise not_editable(where)
+    keys = [id_key(str(row.get("id"))) for row in there]
+    places = {row.get("id"): place for place, row in enumerate(there)}
+    replaced: dict[int, dict[str, Any]] = {}
+    new: dict[int, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: id_key(row["id"])):
-        lean = _without(row, shared)
-        ids = [item.get("id") for item in listed if isinstance(item, dict)]
-        if len(ids) != len(listed):
-            raise not_editable(where)
-        if row["id"] in ids:
-            place = ids.index(row["id"])
-            if listed[place] == lean:
-                continue
-            text = _replaced(text, place, lean, where)
-            listed[place] = lean
-        else:
-            larger = (at for at, id in enumerate(ids) if id_key(str(id)) > id_key(row["id"]))
-            place = next(larger, len(ids))
-            text = _inserted(text, place, lean, where)
-            listed.insert(place, lean)
-    if load_plain(text, where, edited=True) != old | ({"saes": listed} if listed else {}):
+        lean, key = _without(row, old.get("shared") or {}), id_key(row["id"])
+        if (place := places.get(row["id"])) is None:
+            larger = (at for at, known in enumerate(keys) if known > key)
+            new.setdefault(next(larger, len(there)), []).append(lean)
+        elif there[place] != lean:
+            replaced[place] = lean
+    if not new and not replaced:
+        return text
+    text = _edited(text, replaced, new, where)
+    wanted = []
+    for place in range(len(there) + 1):
+        wanted += new.get(place, [])
+        wanted += [replaced.get(place, row) for row in there[place : place + 1]]
+    if load_plain(text, where, edited=True) != old | {"saes": wanted}:
         raise not_editable(where)
     _refuse_other_facts(text, rows, where)
     return text
@@ -117,42 +120,47 @@ def _row_text(row: Facts, indent: str, eol: str = "\n") -> str:
     return f"{eol}{indent}".join(pairs)
 
 
-def _replaced(text: str, place: int, row: Facts, where: str) -> str:
-    node = _list_of(text, where).value[place]
-    if node.flow_style:
-        new = as_flow(row)
-    else:
-        new = _row_text(row, " " * node.start_mark.column, _eol(text))
-    return text[: node.start_mark.index] + new + text[last_of(node).end_mark.index :]
-
-
-def _inserted(text: str, place: int, row: Facts, where: str) -> str:
-    """With a new row before the one that is at `place`, or behind the last."""
+def _edited(
+    text: str,
+    replaced: Mapping[int, Facts],
+    new: Mapping[int, Sequence[Facts]],
+    where: str,
+) -> str:
+    """With other rows in the places of some, and further ones before those of some places."""
     eol = _eol(text)
-    listed = _list_of(text, where)
+    listed = child_of(compose_yaml(text), "saes")
     if listed is None:
         start = "" if text.endswith("\n") else eol
-        return f"{text}{start}saes:{eol}- {_row_text(row, '  ', eol)}{eol}"
+        lines = [f"- {_row_text(row, '  ', eol)}{eol}" for row in new.get(0, ())]
+        return f"{text}{start}saes:{eol}{''.join(lines)}"
+    if not isinstance(listed.value, list) or listed.flow_style:
+        raise not_editable(where)
+    edits: list[tuple[int, int, str]] = []
+    for place, row in replaced.items():
+        node = listed.value[place]
+        indent = " " * node.start_mark.column
+        words = as_flow(row) if node.flow_style else _row_text(row, indent, eol)
+        edits.append((node.start_mark.index, last_of(node).end_mark.index, words))
     dash = " " * listed.start_mark.column
-    new = f"{dash}- {_row_text(row, dash + '  ', eol)}"
-    if place == len(listed.value):
-        end = line_end(text, last_of(listed).end_mark.index)
-        return f"{text[:end]}{eol}{new}{text[end:]}"
-    at = text.rfind("\n", 0, listed.value[place].start_mark.index) + 1
-    # a comment above a row is that row's
+    for place, rows in new.items():
+        lines = [f"{dash}- {_row_text(row, f'{dash}  ', eol)}" for row in rows]
+        if place == len(listed.value):
+            at = line_end(text, last_of(listed).end_mark.index)
+            edits.append((at, at, "".join(f"{eol}{line}" for line in lines)))
+        else:
+            at = _above_comments(text, listed.value[place].start_mark.index)
+            edits.append((at, at, "".join(f"{line}{eol}" for line in lines)))
+    for start, end, words in sorted(edits, reverse=True):
+        text = text[:start] + words + text[end:]
+    return text
+
+
+def _above_comments(text: str, place: int) -> int:
+    """The start of a place's line, or of the comments above it, which are that line's."""
+    at = text.rfind("\n", 0, place) + 1
     while (above := text.rfind("\n", 0, max(at - 1, 0)) + 1) < at and _is_comment(text[above:at]):
         at = above
-    return f"{text[:at]}{new}{eol}{text[at:]}"
-
-
-def _list_of(text: str, where: str) -> Any:
-    """The node of `saes`, None where there is none yet. Raises RegistryError for one of another
-    form than a block.
-    """
-    listed = child_of(compose_yaml(text), "saes")
-    if listed is not None and (not isinstance(listed.value, list) or listed.flow_style):
-        raise not_editable(where)
-    return listed
+    return at
 
 
 def _is_comment(line: str) -> bool:

@@ -217,13 +217,39 @@ def test_weights_that_the_registry_knows_are_called_by_that_name(tmp_path, regis
     assert staged(other, tmp_path / "y", path="layer_3").names == ["hf://my-org/my-saes/layer_3"]
 
 
-def test_a_saezoo_yaml_that_is_none_is_told_in_one_line(tmp_path):
+HEAD = "release: r\nabout: x\nshared: {format: native}\nsaes:\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: [",
+        "- a",
+        "\x00",
+        "release: &a r\nabout: *a\n",
+        HEAD + "- {id: a, source: 'file:///etc', path: x}\n",
+        HEAD + "- {id: a, path: ../x}\n",
+        "release: r\nabout: x\ncolour: red\n",
+        "#" * 2**21,
+    ],
+    ids=["cut", "a list", "a NUL", "anchors", "a file", "a path that leaves", "a key", "size"],
+)
+def test_a_saezoo_yaml_that_nobody_could_read_is_told_in_one_line(tmp_path, text):
     folder = write_native(tmp_path / "sae")
-    for text in ("a: [", "- a", "\x00"):
-        with pytest.raises(PublishError) as caught:
-            staged(folder, tmp_path, place=Place("x", None, manifest=text))
-        assert "\n" not in str(caught.value)
-        assert "saezoo.yaml" in str(caught.value)
+    with pytest.raises(PublishError) as caught:
+        staged(folder, tmp_path, place=Place("x", None, manifest=text))
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("the saezoo.yaml that is there: ")
+
+
+def test_a_collection_too_large_for_a_manifest_is_told_before_it_is_published(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("saezoo.registry.LIMIT", 2)
+    rows = "- {id: a, path: a}\n- {id: b, path: b}\n"
+    folder = write_native(tmp_path / "sae")
+    with pytest.raises(PublishError, match="more than 2 ids"):
+        staged(folder, tmp_path, path="one", place=Place("x", None, manifest=HEAD + rows))
 
 
 def test_numbers_are_those_of_the_folder(tmp_path):

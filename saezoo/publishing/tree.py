@@ -13,11 +13,12 @@ from saezoo.check import GOLDEN, GOLDEN_TOKENS, decided_tokens, write_golden
 from saezoo.config import Origin, SAEConfig
 from saezoo.convert import SIZES, convert_weights, proof_inputs
 from saezoo.entry import Entry
-from saezoo.errors import CannotConvert, PublishError, SaezooError
+from saezoo.errors import CannotConvert, PublishError, RegistryError, SaezooError
 from saezoo.figure import plot_density
 from saezoo.files import sha256_of
 from saezoo.fill import load_plain
 from saezoo.formats import Weights, native
+from saezoo.manifest import read_manifest
 from saezoo.names import parse_name
 from saezoo.publishing.card import PLOT, Shown, write_card
 from saezoo.publishing.merge import merge_manifest
@@ -76,6 +77,8 @@ def stage(
     """
     files: dict[str, Path] = {}
     shown, rows = [], []
+    if place.manifest is not None:
+        _refuse_unlawful(place.manifest, place, "that is there")
     called = ids_by_path(place.manifest)
     for source in (replace(item, called=called.get(item.path, "")) for item in sources):
         own = _files_of(source, exports, work / "made" / (source.path or "."))
@@ -84,12 +87,22 @@ def stage(
         rows.append(row_of(entry))
         shown.append(show(source.cfg, entry, place, own, exports))
     manifest = merge_manifest(place.manifest, place.release, _about(sources), rows)
+    _refuse_unlawful(manifest, place, "with these SAEs in it")
     together = sorted([*shown, *others], key=lambda item: id_key(item.path))
     names = {
         CARD: write_card(_title(place, together), together, place.readme).encode(),
         MANIFEST: manifest.encode(),
     }
     return Tree(Staged(files, names), rows, [item.name for item in shown])
+
+
+def _refuse_unlawful(manifest: str, place: Place, which: str) -> None:
+    """Raise PublishError for what nobody could read as a live zoo."""
+    home = f"hf://{place.repo}" if place.repo else "here"
+    try:
+        read_manifest(manifest.encode(), MANIFEST, home)
+    except RegistryError as error:
+        raise PublishError(f"the {MANIFEST} {which}: {error}") from None
 
 
 def ids_by_path(manifest: str | None) -> dict[str, str]:
