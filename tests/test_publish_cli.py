@@ -232,21 +232,29 @@ def test_somebody_else_s_push(folder, hub, capfd):
 
 
 @pytest.mark.usefixtures("hub")
-def test_ctrl_c_says_what_is_there(tmp_path, capfd, monkeypatch):
-    for layer in (3, 4):
-        write_native(tmp_path / f"run/layer_{layer}", seed=layer, site=at_layer(layer))
-
-    def interrupt():
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        (
+            "preupload_lfs_files",
+            "Nothing was published: me/saes is there, without any of the files",
+        ),
+        (
+            "create_commit",
+            "Whether the last commit was made is not known: running the same again finds out",
+        ),
+    ],
+)
+def test_ctrl_c_says_what_is_there(folder, capfd, monkeypatch, where, said):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(
-        "saezoo.publishing.upload.HfApi.create_commit", lambda *_, **__: interrupt()
-    )
-    code, _, err = run(capfd, tmp_path / "run", REPO)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"saezoo.publishing.upload.HfApi.{where}", interrupt)
+        code, _, err = run(capfd, folder, REPO)
     assert code == 130
-    assert err.endswith(
-        "interrupted: Nothing was published: me/saes is there, without any of the files\n"
-    )
+    assert err.endswith(f"interrupted: {said}\n")
+    assert run(capfd, folder, REPO)[0] == 0
 
 
 def test_a_public_repo_does_not_become_private_without_a_word(folder, hub, capfd):

@@ -186,12 +186,32 @@ def test_a_commit_of_which_nothing_is_heard_is_found_when_it_is_run_again(hub, s
     )
     line = fails(PublishError, "broke", lambda: upload(staged, head, message="Publish"))
     assert line.endswith(
-        "Whether the commit was made is not known: running the same again finds out"
+        "Whether the last commit was made is not known: running the same again finds out"
     )
     hub.faults.clear()
     assert at(hub) == ALL
     assert not publish(staged).changed
     assert len(hub.log) == 1
+
+
+def test_a_last_step_of_which_nothing_is_heard_says_what_is_there_besides(hub, staged):
+    hub.commit(REPO, {})
+    hub.fail("/commit/", "cut", method="POST", after=2)
+
+    def go_silent():
+        hub.fail("/api/models/", "hangup", method="GET", times=100)
+
+    def at_next(do):
+        return lambda: hub.meanwhile("POST", "/commit/", do)
+
+    at_next(at_next(at_next(go_silent)))()
+    line = fails(PublishError, "broke", lambda: publish(staged, one_commit_limit=STEPS))
+    assert "6 of 8 files are in me/saes, main at" in line
+    assert line.endswith(
+        ", and whether the last commit was made is not known: running the same again finds out"
+    )
+    hub.faults.clear()
+    assert not publish(staged).changed
 
 
 def test_bytes_that_rot_on_their_way_are_refused_by_the_storage_and_sent_again(hub, staged):

@@ -139,8 +139,9 @@ class _Upload:
                 "A pull request may have been opened all the same: look at "
                 f"{constants.ENDPOINT}/{self.repo}/discussions before running this again"
             )
-        if self.unsure:
-            return "Whether the commit was made is not known: running the same again finds out"
+        unsure = "whether the last commit was made is not known: running the same again finds out"
+        if self.unsure and not self.committed:
+            return unsure[0].upper() + unsure[1:]
         if not self.committed and not self.head.exists and not self.made_repo:
             return "Nothing was published, and no repo was made"
         if not self.committed:
@@ -150,13 +151,13 @@ class _Upload:
         where = f"{self.ref} at {self.parent[:8]}…"
         if self.committed == len(self.paths):
             return f"All files are in {self.repo}, {where}"
+        there = f"{self.committed} of {len(self.paths)} files are in {self.repo}, {where}"
+        if self.unsure:
+            return f"{there}, and {unsure}"
         again = "run the same again"
         if self.pull_request:
             again = f"go on with --branch {self.ref}, and without --pr"
-        return (
-            f"{self.committed} of {len(self.paths)} files are in {self.repo}, {where}, but not "
-            f"those that give them a name: {again} to finish it"
-        )
+        return f"{there}, but not those that give them a name: {again} to finish it"
 
     def _open(self) -> None:
         """See to it that there is a branch to commit to, and that its head is known."""
@@ -265,6 +266,7 @@ class _Upload:
         head tells whether it was made. Of a pull request nothing tells.
         """
         for asked in range(TRIES):
+            self.unsure = True
             try:
                 made: CommitInfo = self.api.create_commit(
                     self.repo,
@@ -277,12 +279,11 @@ class _Upload:
             except FAILURES as error:
                 failed = translated(error, self.repo, "committing", self.token)
                 seconds = pause(error, asked)
-                if seconds is None or seconds > LONGEST_WAIT:
-                    raise failed from error
                 status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
                 # the Hub was seen to answer 500 for what it had done
-                self.unsure = status not in (429, 503)
-                if self.unsure and self._opens_pr:
+                self.unsure = seconds is not None and status not in (429, 503)
+                hopeless = seconds is None or seconds > LONGEST_WAIT
+                if hopeless or (self.unsure and self._opens_pr):
                     raise failed from error
             else:
                 if not is_commit(made.oid):
@@ -291,7 +292,7 @@ class _Upload:
                 if self._opens_pr and made.pr_url:
                     self.pull_request, self.ref = made.pr_url, str(made.pr_revision)
                 return
-            time.sleep(seconds)
+            time.sleep(seconds or 0.0)
             if not self._opens_pr and self._landed(step):
                 return
         raise failed
