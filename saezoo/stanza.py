@@ -130,9 +130,9 @@ def _edited(
     eol = _eol(text)
     listed = child_of(compose_yaml(text), "saes")
     if listed is None:
-        start = "" if text.endswith("\n") else eol
+        ended = text if text.endswith("\n") else f"{text}{eol}"
         lines = [f"- {_row_text(row, '  ', eol)}{eol}" for row in new.get(0, ())]
-        return f"{text}{start}saes:{eol}{''.join(lines)}"
+        return f"{ended}saes:{eol}{''.join(lines)}"
     if not isinstance(listed.value, list) or listed.flow_style:
         raise not_editable(where)
     edits: list[tuple[int, int, str]] = []

@@ -65,6 +65,10 @@ LACKING = {
     ),
     "a path of Windows": ({"notes": {"dataset": "C:\\Users\\me"}}, "notes.dataset is 'C:"),
     "a token": ({"notes": {"a": f"with {TOKEN}"}}, "notes.a: what looks like a HuggingFace token"),
+    "an OAuth token": (
+        {"notes": {"a": "hf_oauth_" + "x7" * 12}},
+        "notes.a: what looks like a HuggingFace token",
+    ),
     "a password by its key": ({"notes": {"password": "x7" * 12}}, "looks like a key or password"),
     "a password in a URL": (
         {"origin": {"source": "https://me:secret@host.org/x"}},

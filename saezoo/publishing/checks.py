@@ -29,7 +29,7 @@ KNOWN = (native.CONFIG, native.WEIGHTS, GOLDEN, STATS, CARD, MANIFEST, "density.
 PATH = re.compile(r"[\w.+-]+(/[\w.+-]+)*")
 """A path in a repo, which is an id too."""
 SECRETS = (
-    ("a HuggingFace token", re.compile(r"\bhf_[A-Za-z0-9]{20,}")),
+    ("a HuggingFace token", re.compile(r"\bhf_(?:oauth_|jwt_?)?[A-Za-z0-9.-]{20,}")),
     ("a GitHub token", re.compile(r"\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{20,}")),
     ("an API key", re.compile(r"\bsk-[A-Za-z0-9_-]{20,}")),
     ("an AWS key", re.compile(r"\bAKIA[0-9A-Z]{16}\b")),

@@ -68,7 +68,7 @@ def _left(folder: Path) -> str:
 def _fill(staged: Staged, folder: Path, progress: Progress) -> None:
     total, done = sum(map(staged.size_of, staged.paths)), 0
     for name in staged.paths:
-        content = staged.name_files.get(name) or staged.files[name]
+        content = staged.content_of(name)
         if not same_there(folder, name, content):
             with write_file(folder / name) as part:
                 if isinstance(content, bytes):
@@ -85,7 +85,7 @@ def prove_folder(staged: Staged, folder: Path, entries: Sequence[Entry]) -> list
     """
     findings = []
     for name in staged.paths:
-        content = staged.name_files.get(name) or staged.files[name]
+        content = staged.content_of(name)
         digest = (
             hashlib.sha256(content).hexdigest()
             if isinstance(content, bytes)

@@ -213,8 +213,7 @@ def _texts(place: Place) -> dict[str, str | None]:
 
 
 def _state(at: HubTarget | FolderTarget, staged: Staged, name: str) -> State:
-    content = staged.name_files.get(name) or staged.files[name]
-    has = at.has(name, content)
+    has = at.has(name, staged.content_of(name))
     return "new" if has is None else "same" if has else "changed"
 
 

@@ -27,6 +27,10 @@ class Staged:
         """All of them: nothing else in the repo is touched."""
         return (*self.files, *self.name_files)
 
+    def content_of(self, path: str) -> Path | bytes:
+        """One of `paths`: the local file, or the bytes."""
+        return self.name_files[path] if path in self.name_files else self.files[path]
+
     def size_of(self, path: str) -> int:
         """Bytes of one of `paths`."""
         if path in self.name_files:
