@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from saezoo.evaluation import Evaluation, evaluate, evaluate_many
     from saezoo.find import find_sae
     from saezoo.load import load_sae, load_saes
+    from saezoo.publishing.pipeline import Published, publish_sae
     from saezoo.sae import SAE
     from saezoo.save import save_sae
     from saezoo.search import list_saes
@@ -39,6 +40,7 @@ _HOME = {
     "CrosscoderConfig": "saezoo.config_multi",
     "Entry": "saezoo.entry",
     "Evaluation": "saezoo.evaluation",
+    "Published": "saezoo.publishing.pipeline",
     "SAE": "saezoo.sae",
     "SAEConfig": "saezoo.config",
     "SaezooError": "saezoo.errors",
@@ -55,6 +57,7 @@ _HOME = {
     "list_saes": "saezoo.search",
     "load_sae": "saezoo.load",
     "load_saes": "saezoo.load",
+    "publish_sae": "saezoo.publishing.pipeline",
     "save_sae": "saezoo.save",
     "self_check": "saezoo.selfcheck",
     "steer": "saezoo.steering",
@@ -69,6 +72,7 @@ __all__ = [
     "CrosscoderConfig",
     "Entry",
     "Evaluation",
+    "Published",
     "SAEConfig",
     "SaezooError",
     "Site",
@@ -85,6 +89,7 @@ __all__ = [
     "list_saes",
     "load_sae",
     "load_saes",
+    "publish_sae",
     "save_sae",
     "self_check",
     "steer",

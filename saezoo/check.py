@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saezoo.build import build
+from saezoo.build import build, check_weights
+from saezoo.config import SAEConfig
 from saezoo.entry import Entry
 from saezoo.errors import FormatError, NotFinite, SaezooError
 from saezoo.fetched import Fetched
@@ -24,6 +25,11 @@ from saezoo.numerics import TOLERANCE, largest_difference
 from saezoo.sae import SAE
 
 GOLDEN = "golden.safetensors"
+GOLDEN_TOKENS = 32
+NOISE = (1e-3, 1e-4, 1e-5)
+"""Sizes of disturbances, as a share of an activation's norm, that must not change which features
+are on for golden inputs.
+"""
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,9 @@ def check_sae(
     ]
     try:
         weights = read_weights(fetched, entry, keep=False)
-        model = build(weights.cfg, weights.tensors, where=entry.name)
+        check_weights(weights.cfg, weights.tensors, entry.name)
+        custom = isinstance(weights.cfg, SAEConfig) and weights.cfg.custom
+        model = None if custom else build(weights.cfg, weights.tensors, where=entry.name)
     except SaezooError as error:
         return [*findings, Finding("shapes", False, str(error))]
     findings.append(Finding("shapes", True, _shapes(weights.tensors)))
@@ -86,6 +94,9 @@ def check_sae(
         findings.append(Finding("finite", False, str(error)))
     if isinstance(model, SAE):
         findings.append(_golden(model, fetched))
+    elif custom:
+        what = f"what it computes only its author's class knows: {custom.name}"
+        findings.append(Finding("golden", None, what))
     return findings
 
 
@@ -103,6 +114,28 @@ def write_golden(sae: SAE, x: Tensor, folder: Path) -> None:
         },
         folder / GOLDEN,
     )
+
+
+def decided_tokens(sae: SAE, x: Tensor, draws: int = 4) -> Tensor:
+    """The rows of x (tokens, d_in) on which a small disturbance changes no feature from off to on:
+    on another machine's arithmetic a near-tie may fall the other way, and that would be no fault of
+    the file. ReLU features have no such ties: they grow from 0.
+    """
+    if sae.cfg.architecture == "relu":
+        return x
+    generator = torch.Generator().manual_seed(0)
+    on = sae.encode(x) != 0
+    unit = x.norm(dim=-1, keepdim=True) / x.shape[1] ** 0.5
+    decided = x[:0]
+    for size in NOISE:
+        same = torch.ones(len(x), dtype=torch.bool)
+        for _ in range(draws):
+            noise = torch.randn(x.shape, generator=generator) * unit * size
+            same &= ((sae.encode(x + noise) != 0) == on).all(-1)
+        decided = x[same]
+        if len(decided) >= GOLDEN_TOKENS:
+            break
+    return decided
 
 
 def golden_difference(sae: SAE, path: Path) -> float:

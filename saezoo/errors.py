@@ -21,12 +21,17 @@ SaezooError
 ├── DataError (ValueError)           text or stored activations that are missing, broken or too few
 ├── TrainingError (RuntimeError)     training that cannot go on: not finite, no room, another recipe
 │   └── Stopped                      somebody asked a run to stop; it can go on
+├── PublishError (RuntimeError)      an upload that did not happen, or not whole; says which
+│   ├── NotPublishable (ValueError)  a folder that is not fit to be published
+│   └── RemoteChanged                somebody else has changed the repo meanwhile
 └── MissingExtra (ImportError)       an optional dependency is not installed
 
 Messages say what happened with the value, where, and what to do next. One line each: the CLI prints
 them as they are, so what a stranger's file put into one (a tensor's name with a line end, or with
 an escape sequence for the terminal) is spelt out.
 """
+
+from collections.abc import Sequence
 
 
 class SaezooError(Exception):
@@ -118,6 +123,22 @@ class TrainingError(SaezooError, RuntimeError):
 
 class Stopped(TrainingError):
     """A run that was asked to stop, and saved where it was."""
+
+
+class PublishError(SaezooError, RuntimeError):
+    """What was to be published was not, or not whole; the message says which."""
+
+
+class NotPublishable(PublishError, ValueError):
+    """A folder that is not fit to be published: one line for each reason in `problems`."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+
+class RemoteChanged(PublishError):
+    """Somebody else has changed the repo since it was read; nothing of theirs was overwritten."""
 
 
 class MissingExtra(SaezooError, ImportError):

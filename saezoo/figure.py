@@ -46,11 +46,31 @@ def plot_evaluations(found: Mapping[str, Evaluation], path: str | Path) -> None:
             parse_math=False,
         )
         left, middle, right = strip.subplots(1, 3)
-        _density(left, evaluation)
+        _density(left, evaluation.density, m.dense_fraction)
         _l0(middle, evaluation)
         _norms(right, evaluation)
     with write_file(path) as work:
         figure.savefig(work, dpi=150, format=path.suffix[1:].lower())
+
+
+def plot_density(density: torch.Tensor, path: str | Path) -> None:
+    """Draw how often features fire, density (d_sae,) being each one's share of tokens, into a .png,
+    .pdf or .svg. The same density gives the same file.
+
+    Raises MissingExtra without matplotlib, InputError for another kind of file.
+    """
+    path = Path(path)
+    refuse_plot(path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    _density(figure.subplots(), density, float((density > DENSE).double().mean()))
+    with write_file(path) as work:
+        # a version of matplotlib in it would make it another file
+        said: Any = {"Software": None} if path.suffix.lower() == ".png" else None
+        figure.savefig(work, dpi=150, format=path.suffix[1:].lower(), metadata=said)
 
 
 def refuse_plot(path: Path) -> None:
@@ -63,14 +83,13 @@ def refuse_plot(path: Path) -> None:
         raise MissingExtra("a plot needs matplotlib: pip install 'saezoo[plot]'")
 
 
-def _density(axes: "Axes", evaluation: Evaluation) -> None:
-    shown: Any = density_histogram(evaluation.density)
+def _density(axes: "Axes", density: torch.Tensor, share: float) -> None:
+    shown: Any = density_histogram(density)
     edges = shown["edges"]
     widths = [high - low for low, high in zip(edges, edges[1:], strict=False)]
     axes.bar(edges[:-1], shown["counts"], widths, align="edge", color=BLUE, edgecolor="white")
     axes.set_xscale("log")
     axes.axvline(DENSE, color=GREY, linestyle=":", linewidth=1)
-    share = evaluation.metrics.dense_fraction
     axes.text(
         DENSE, 0.98, f" dense: {share:.1%}", color=GREY, fontsize=8, va="top", **_upward(axes)
     )
@@ -78,7 +97,7 @@ def _density(axes: "Axes", evaluation: Evaluation) -> None:
     axes.text(
         0.02,
         0.98,
-        f"{never:,} of {len(evaluation.density):,} never fire",
+        f"{never:,} of {len(density):,} never fire",
         transform=axes.transAxes,
         color=GREY,
         fontsize=8,

@@ -28,9 +28,14 @@ def feature_stats(sae: SAE) -> dict[str, Tensor]:
             f"{sae.folder}: no {STATS}; `saezoo download NAME` fetches the one that its publisher "
             "has, and SAEs that saezoo trained have one"
         )
+    return stats_of(path, sae.d_sae)
+
+
+def stats_of(path: Path, d_sae: int) -> dict[str, Tensor]:
+    """What a file of stats holds, each (d_sae,). Raises DataError for one of another SAE."""
     # two columns of float64 at most, and the header
-    stats = read_safetensors(path, limit=64 * sae.d_sae + 2**16)
+    stats = read_safetensors(path, limit=64 * d_sae + 2**16)
     for name, value in stats.items():
-        if tuple(value.shape) != (sae.d_sae,):
-            raise DataError(f"{path}: {name} is {tuple(value.shape)}, expected ({sae.d_sae},)")
+        if tuple(value.shape) != (d_sae,):
+            raise DataError(f"{path}: {name} is {tuple(value.shape)}, expected ({d_sae},)")
     return stats

@@ -44,9 +44,15 @@ class Access:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        # a line end in a header makes an HTTP library complain, and print the header
-        if self.token and not re.fullmatch(r"[!-~]+", self.token):
-            raise NoAccess("the token holds a space, a line end or another sign that no token has")
+        refuse_bad_token(self.token)
+
+
+def refuse_bad_token(token: str | None) -> None:
+    """Raise NoAccess for what cannot be a token: a line end in a header makes an HTTP library
+    complain, and print the header.
+    """
+    if token and not re.fullmatch(r"[!-~]+", token):
+        raise NoAccess("the token holds a space, a line end or another sign that no token has")
 
 
 def offline_wanted() -> bool:

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from saezoo.entry import Entry
@@ -100,7 +101,7 @@ def verify_releases(
     if offline_wanted():
         raise Offline("HF_HUB_OFFLINE forbids requests, and verifying is nothing but requests")
     if fill:
-        _refuse_installed()
+        writable_registry()
     releases = [read_release(name) for name in dict.fromkeys(names or release_names())]
     with Hosts(token) as hosts:
         for release in releases:
@@ -186,13 +187,15 @@ def _lacking(release: Release, findings: list[Finding]) -> _Facts:
     return facts
 
 
-def _refuse_installed() -> None:
+def writable_registry() -> Path:
+    """The registry's folder. Raises RegistryError for an installed one, or one not for writing."""
     folder = registry_folder()
     if folder.name == "_registry" or not os.access(folder, os.W_OK):
         raise RegistryError(
-            f"the registry {folder} is an installed one or not for writing; run --fill in a "
-            "checkout of your own"
+            f"the registry {folder} is an installed one or not for writing; do this in a checkout "
+            "of your own"
         )
+    return folder
 
 
 def _total(files: Any) -> int | None:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.hub import FakeHub
+from tests.fakes.hub_upload import UploadHub
 
 assert "huggingface_hub" not in sys.modules, "imported before HF_ENDPOINT could be set"
 
-HUB = FakeHub()
+HUB = UploadHub()
 SCRATCH = tempfile.TemporaryDirectory(prefix="saezoo-tests-", ignore_cleanup_errors=True)
 
 for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
@@ -31,7 +31,7 @@ os.environ |= {
 
 
 @pytest.fixture
-def hub() -> Iterator[FakeHub]:
+def hub() -> Iterator[UploadHub]:
     """The Hub that the real client talks to, without repos."""
     HUB.reset()
     yield HUB

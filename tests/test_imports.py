@@ -31,6 +31,7 @@ TIERS = [
     {"unlisted"},
     {"hub"},
     {"manifest", "index", "kept", "metadata", "fill"},
+    {"stanza"},
     {"zoo"},
     {"find", "search", "many"},
     {"load"},
@@ -45,6 +46,7 @@ TIERS = [
     {"bench"},
     {"selfcheck"},
     {"convert", "check", "demo", "cached", "verify", "cite"},
+    {"publishing"},
     {"cli"},
     {"__main__"},
 ]

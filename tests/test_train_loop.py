@@ -15,12 +15,11 @@ from rich.console import Console
 from saezoo_train import Watch, train_sae
 from saezoo_train.architectures import ARCHITECTURES
 from saezoo_train.display import Clock, Lines, Panel, duration, sparkline
-from saezoo_train.finish import GOLDEN_TOKENS, decided_tokens
 from saezoo_train.metrics_log import MetricsLog, read_rows
 from saezoo_train.optimiser import adam_tensors, load_adam, rate_at
 from saezoo_train.plot import plot_run
 
-from saezoo.check import check_sae
+from saezoo.check import GOLDEN_TOKENS, check_sae, decided_tokens
 from saezoo.config import SAEConfig, Site, TokenRule
 from saezoo.errors import ConfigError, DataError
 from saezoo.load import load_sae

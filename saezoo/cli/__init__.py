@@ -20,6 +20,7 @@ from saezoo.cli.features import features
 from saezoo.cli.info import info
 from saezoo.cli.listing import list_
 from saezoo.cli.plot_run import plot_run
+from saezoo.cli.publish import publish
 from saezoo.cli.registry import registry
 from saezoo.cli.steer import steer
 from saezoo.cli.top import top
@@ -48,7 +49,7 @@ def cli(debug: bool) -> None:  # noqa: ARG001 read in `main`, wherever it stands
 for command in (
     *(list_, info, download, convert, check, demo),
     *(eval_, features, top, steer, cache_activations),
-    *(train, plot_run, zoo, cache, cite, registry),
+    *(train, plot_run, publish, zoo, cache, cite, registry),
 ):
     cli.add_command(command)
 
@@ -71,11 +72,11 @@ def main(args: list[str] | None = None) -> None:
         context = error.ctx if isinstance(error, click.UsageError) else None
         hint = f"; see {context.command_path} -h" if context else ""
         _fail(click.ClickException(f"{error.format_message().rstrip('.')}{hint}"), debug)
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        click.echo(
-            "interrupted: what is whole stays in the cache; running this again goes on",
-            err=True,
-        )
+    except (KeyboardInterrupt, click.exceptions.Abort) as error:
+        # click makes its own of it; what was half done may have said how far it was
+        said = str(error.__cause__ or error)
+        usual = "what is whole stays in the cache; running this again goes on"
+        click.echo(f"interrupted: {said or usual}", err=True)
         sys.exit(130)
     except BrokenPipeError:
         # whoever read our output has seen enough; pointing stdout away keeps the interpreter from

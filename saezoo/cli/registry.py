@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from saezoo.cli._print import HELP, console, json_option, print_rows, print_table
+from saezoo.cli._print import (
+    HELP,
+    console,
+    json_option,
+    print_json,
+    print_rows,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +30,7 @@ def registry() -> None:
     \b
     Example: saezoo registry verify
              saezoo registry verify --fill
+             saezoo registry add hf://my-org/my-saes
     """
 
 
@@ -61,6 +69,28 @@ def verify(releases: tuple[str, ...], fill: bool, as_json: bool) -> None:
         _print(verdicts, fill)
     if any(verdict.count("dead") or verdict.count("changed") for verdict in verdicts):
         sys.exit(1)
+
+
+@registry.command(context_settings=HELP)
+@click.argument("source", metavar="STANZA|hf://org/repo")
+@json_option
+def add(source: str, as_json: bool) -> None:
+    """Put published SAEs into registry/ of a checkout, for a pull request: those of a YAML file
+    that `saezoo publish` printed, or of the saezoo.yaml of a Hub repo, pinned at its commit.
+
+    \b
+    Example: saezoo registry add hf://my-org/my-saes
+             saezoo registry add stanza.yaml
+    """
+    from saezoo.publishing.registering import add_to_registry
+
+    added = add_to_registry(source)
+    if as_json:
+        print_json({key: str(v) if key == "path" else v for key, v in vars(added).items()})
+        return
+    what = "wrote" if added.new_release else "added to"
+    click.echo(f"{what} {added.path.parent.name}/{added.path.name}: {len(added.ids)} SAEs")
+    click.echo("next: `make docs`, count them in tests/test_registry.py, then `make test`")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -45,7 +46,21 @@ def read_config(path: Path) -> AnyConfig:
     saezoo knows.
     """
     where = path / CONFIG
-    data = read_json(where)
+    return _checked_config(read_json(where), str(where))
+
+
+def parse_config(text: str, where: str) -> AnyConfig:
+    """The spec of the text of a config.json; raises what `read_config` does."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        raise FormatError(f"{where}: not JSON") from None
+    if not isinstance(data, dict):
+        raise FormatError(f"{where}: is no JSON object")
+    return _checked_config(data, where)
+
+
+def _checked_config(data: dict[str, Any], where: str) -> AnyConfig:
     version = data.pop("saezoo_format", None)
     if version is None:
         raise FormatError(f"{where}: has no saezoo_format, so it is not a native saezoo config")
@@ -56,7 +71,7 @@ def read_config(path: Path) -> AnyConfig:
             f"{where}: saezoo_format {version} is newer than the {VERSION} that this saezoo reads: "
             "upgrade saezoo"
         )
-    return config_from_json(data, str(where))
+    return config_from_json(data, where)
 
 
 def _read_layers(cfg: CLTConfig, folder: Path, layer: int | None) -> Weights:

@@ -3,12 +3,11 @@
 import hashlib
 import json
 import re
-import threading
 from dataclasses import dataclass, field
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from tests.fakes.hub_datasets import answer_dataset
-from tests.fakes.server import Answer, FakeServer, _Handler
+from tests.fakes.server import Answer, FakeServer
 
 LFS = (".safetensors", ".pt", ".bin", ".npz")
 """Endings of files that the Hub keeps in LFS, named by their sha256."""
@@ -23,6 +22,12 @@ class Repo:
     gated: bool = False
     private_to: str | None = None
     """The one token that sees this repo."""
+    large: dict[str, bytes] = field(default_factory=dict)
+    """What was sent to its LFS storage, by sha256."""
+
+    def in_lfs(self, file: str, body: bytes) -> bool:
+        """Whether the Hub keeps a file in LFS: by its name, or because it was sent there."""
+        return file.endswith(LFS) or hashlib.sha256(body).hexdigest() in self.large
 
 
 class FakeHub(FakeServer):
@@ -34,8 +39,6 @@ class FakeHub(FakeServer):
         super().__init__()
         self.repos: dict[str, Repo] = {}
         self.datasets: dict[str, dict[str, bytes]] = {}
-        self.query = threading.local()
-        self._server.RequestHandlerClass = type("Bound", (_WithQuery,), {"of": self})
 
     def reset(self) -> None:
         """Forget the repos too."""
@@ -68,31 +71,39 @@ class FakeHub(FakeServer):
             )
         return Answer(404)
 
-    def _find(self, name: str, revision: str, token: str) -> tuple[Repo, str] | Answer:
+    def find(self, name: str, revision: str, token: str) -> tuple[Repo, str] | Answer:
+        """A repo and the commit that a revision of it is, or the refusal."""
         repo = self.repos.get(name)
         if repo is None or (repo.private_to and repo.private_to != token):
             # the real Hub tells nobody whether a repo is private or is not there
-            return Answer(404 if token else 401, {"X-Error-Code": "RepoNotFound"})
+            headers = {"X-Error-Code": "RepoNotFound", "Content-Type": "application/json"}
+            return Answer(404 if token else 401, headers, b'{"error": "Repository not found"}')
         commit = repo.branches.get(revision, revision)
         if commit not in repo.commits:
             return Answer(404, {"X-Error-Code": "RevisionNotFound"})
         return repo, commit
 
     def _model(self, name: str, revision: str, token: str) -> Answer:
-        found = self._find(name, revision, token)
+        found = self.find(name, revision, token)
         if isinstance(found, Answer):
             return found
         repo, commit = found
-        blobs = parse_qs(self.query.value).get("blobs") in (["true"], ["True"])
+        blobs = parse_qs(self.now.query).get("blobs") in (["true"], ["True"])
         siblings = [
-            {"rfilename": file} | (_blob(file, body) if blobs else {})
+            {"rfilename": file} | (blob(repo.in_lfs(file, body), body) if blobs else {})
             for file, body in repo.commits[commit].items()
         ]
-        facts = {"id": name, "modelId": name, "sha": commit, "siblings": siblings}
+        facts = {
+            "id": name,
+            "modelId": name,
+            "sha": commit,
+            "siblings": siblings,
+            "private": repo.private_to is not None,
+        }
         return Answer(200, {"Content-Type": "application/json"}, json.dumps(facts).encode())
 
     def _file(self, name: str, revision: str, file: str, token: str) -> Answer:
-        found = self._find(name, revision, token)
+        found = self.find(name, revision, token)
         if isinstance(found, Answer):
             return found
         repo, commit = found
@@ -102,42 +113,32 @@ class FakeHub(FakeServer):
         headers = {"X-Repo-Commit": commit}
         if body is None:
             return Answer(404, headers | {"X-Error-Code": "EntryNotFound"})
-        if file.endswith(LFS):
+        if repo.in_lfs(file, body):
             headers["X-Linked-Etag"] = f'"{hashlib.sha256(body).hexdigest()}"'
             headers["X-Linked-Size"] = str(len(body))
             # another host name, so that the client takes it for the storage that it is
             storage = self.url.replace("127.0.0.1", "localhost")
             headers["Location"] = f"{storage}/storage/{name}/{commit}/{file}"
             return Answer(302, headers)
-        headers["ETag"] = f'"{_git_sha1(body)}"'
+        headers["ETag"] = f'"{git_sha1(body)}"'
         return Answer(200, headers, body)
 
 
-class _WithQuery(_Handler):
-    """Keeps the query of the request that this thread answers."""
-
-    of: FakeHub
-
-    def _reply(self, method: str) -> None:
-        self.of.query.value = urlsplit(self.path).query
-        super()._reply(method)
-
-
-def _blob(file: str, body: bytes) -> dict[str, object]:
+def blob(in_lfs: bool, body: bytes) -> dict[str, object]:
     """What `?blobs=true` adds to a file: its size and git name, and the sha256 of one in LFS, whose
     git name is that of the pointer.
     """
-    if not file.endswith(LFS):
-        return {"size": len(body), "blobId": _git_sha1(body)}
+    if not in_lfs:
+        return {"size": len(body), "blobId": git_sha1(body)}
     sha256 = hashlib.sha256(body).hexdigest()
     pointer = (
         f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {len(body)}\n"
     ).encode()
     lfs = {"sha256": sha256, "size": len(body), "pointerSize": len(pointer)}
-    return {"size": len(body), "blobId": _git_sha1(pointer), "lfs": lfs}
+    return {"size": len(body), "blobId": git_sha1(pointer), "lfs": lfs}
 
 
-def _git_sha1(body: bytes) -> str:
+def git_sha1(body: bytes) -> str:
     """The name that git gives to contents."""
     blob = b"blob %d\0" % len(body) + body
     return hashlib.sha1(blob, usedforsecurity=False).hexdigest()

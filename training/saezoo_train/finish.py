@@ -2,6 +2,7 @@
 golden and stats.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,26 +12,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from saezoo.capture import contexts
-from saezoo.check import write_golden
+from saezoo.check import GOLDEN_TOKENS, decided_tokens, write_golden
 from saezoo.config import Origin, SAEConfig, Site, TokenRule
 from saezoo.errors import DataError
 from saezoo.evaluation import evaluate_pieces
 from saezoo.formats import native
-from saezoo.metrics import Metrics, ReconstructionSums
-from saezoo.sae import SAE, build_sae
+from saezoo.metrics import VERSION, Metrics, ReconstructionSums
+from saezoo.publishing.card import Shown, write_card
+from saezoo.sae import build_sae
 from saezoo.save import new_folder
 from saezoo_train.architectures import Architecture
-from saezoo_train.card import describe
 from saezoo_train.config import Recipe
 from saezoo_train.data import Document, Words
 
-GOLDEN_TOKENS = 32
 STATS_TOKENS = 250_000
 """Training activations that densities and largest activations are of, at most."""
-NOISE = (1e-3, 1e-4, 1e-5)
-"""Sizes of disturbances, as a share of an activation's norm, that must not change which features
-are on for golden inputs.
-"""
 
 Facts = dict[str, float | int | str]
 
@@ -43,9 +39,10 @@ def fold(
     """
     rule = recipe.tokens.model_copy(update={"median_norm": median_norm})
     notes = {
-        "dataset": recipe.data.dataset,
+        "dataset": _named(recipe.data.dataset),
         "recipe": recipe.name,
         "trained_as": recipe.architecture,
+        "settings": json.dumps(_settings(recipe)),
     }
     if recipe.data.provenance:
         notes["provenance"] = recipe.data.provenance
@@ -64,6 +61,17 @@ def fold(
         name: (value.to(dtype) if value.dim() == 2 else value).detach().cpu()
         for name, value in tensors.items()
     }
+
+
+def _named(dataset: str) -> str:
+    """A data set as others may know it: of a folder on this machine only its own name."""
+    return Path(dataset).name if Path(dataset).expanduser().is_absolute() else dataset
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """What decides how it was trained, for the card."""
+    chosen = {"sae", "optimiser", "batch", "train_tokens", "seed"}
+    return recipe.model_dump(mode="json", include=chosen, exclude_none=True)
 
 
 def held_out_pieces(
@@ -130,6 +138,7 @@ def measure_rows(sae: Any, rows: Iterator[Tensor], max_norm: float) -> Facts:
         "pca_k": pca_k,
         "pca_fvu": sums.pca_fvu(pca_k),
         "tokens": sums.tokens,
+        "version": VERSION,
     }
 
 
@@ -161,26 +170,16 @@ def write_result(
             write_golden(sae, decided_tokens(sae, x.float())[:GOLDEN_TOKENS], work)
         if stats:
             save_file(stats, work / "stats.safetensors")
-        (work / "README.md").write_text(describe(cfg), encoding="utf-8")
+        (work / "README.md").write_text(_readme(cfg, bool(stats)), encoding="utf-8")
 
 
-def decided_tokens(sae: SAE, x: Tensor, draws: int = 4) -> Tensor:
-    """The rows of x (tokens, d_in) on which a small disturbance changes no feature from off to on:
-    on another machine's arithmetic a near-tie may fall the other way, and that would be no fault of
-    the file. ReLU features have no such ties: they grow from 0.
-    """
-    if sae.cfg.architecture == "relu":
-        return x
-    generator = torch.Generator().manual_seed(0)
-    on = sae.encode(x) != 0
-    unit = x.norm(dim=-1, keepdim=True) / x.shape[1] ** 0.5
-    decided = x[:0]
-    for size in NOISE:
-        same = torch.ones(len(x), dtype=torch.bool)
-        for _ in range(draws):
-            noise = torch.randn(x.shape, generator=generator) * unit * size
-            same &= ((sae.encode(x + noise) != 0) == on).all(-1)
-        decided = x[same]
-        if len(decided) >= GOLDEN_TOKENS:
-            break
-    return decided
+def _readme(cfg: SAEConfig, stats: bool) -> str:
+    """The card that `saezoo publish` writes too, as long as the folder has no other name."""
+    name = (cfg.notes or {}).get("recipe", "my-sae")
+    shown = Shown(
+        cfg,
+        name if "/" in name else f"./{name}",
+        golden=cfg.custom is None,
+        stats=stats,
+    )
+    return write_card(name, [shown])
