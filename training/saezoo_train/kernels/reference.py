@@ -1,0 +1,278 @@
+"""What every kernel computes, in plain torch: the truth that they are tested against.
+
+A function here has the name, the arguments and the results of the kernel's own wrapper (without
+`out=`). Sums are taken in float32 whatever the dtype; nothing here is meant to be fast.
+
+Lists: each token has K slots, a value and the index of a latent each. A slot that is not used has
+value 0 and index M, one past the last latent, so that all shapes are known beforehand.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saezoo_train.kernels.rows import Dead, Rows
+
+# B tokens, D d_in, M d_sae, G groups of latents, K slots of a token, N = B K, A dead latents
+
+GROUP = 32
+"""Latents a group."""
+
+
+def encode(
+    x_BD: Tensor, W_enc_MD: Tensor, c_M: Tensor, *, offset_M: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Pre-activations W_enc x + c, (B, M), rounded to x's dtype; and the largest of each 32 latents
+    of what was stored, minus their offset, (B, G) float32.
+    """
+    pre_BM = (x_BD.float() @ W_enc_MD.float().T + c_M.float()).to(x_BD.dtype)
+    above_BM = pre_BM.float() if offset_M is None else pre_BM.float() - offset_M.float()
+    padded = F.pad(above_BM, (0, -above_BM.shape[1] % GROUP), value=-torch.inf)
+    return pre_BM, padded.unflatten(1, (-1, GROUP)).amax(-1)
+
+
+def select_top_k(
+    pre_BM: Tensor, maxima_BG: Tensor, k: int, *, relu: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The k largest of each token, largest first, of equal ones the lower index first: values
+    (B, k) float32, 0 instead of what is negative where `relu`, and indices (B, k) int32.
+    """
+    del maxima_BG
+    values_BM, order_BM = pre_BM.float().sort(dim=-1, descending=True, stable=True)
+    values_BK = values_BM[:, :k].contiguous()
+    return values_BK.relu() if relu else values_BK, order_BM[:, :k].int().contiguous()
+
+
+def select_batch_top_k(
+    pre_BM: Tensor, maxima_BG: Tensor, count: int, capacity: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The `count` largest positive ones of the whole batch, of equal ones the lower place (token,
+    then latent) first: values (B, capacity) float32 and indices (B, capacity) int32, a token's by
+    rising index.
+
+    Then the smallest value that was kept, () float32, 0 where there is none; and by how many slots
+    the lists were too short for the token with the most, () int32. What did not fit is left out,
+    highest index first.
+    """
+    del maxima_BG
+    flat = pre_BM.float().flatten()
+    order = flat.sort(descending=True, stable=True).indices[:count]
+    order = order[flat[order] > 0]
+    on_BM = torch.zeros_like(flat, dtype=torch.bool).index_fill(0, order, True).view_as(pre_BM)
+    smallest = flat[order].min() if len(order) else flat.new_zeros(())
+    values_BK, idx_BK, counts_B = _lists(pre_BM, on_BM, capacity)
+    return values_BK, idx_BK, smallest, _lacking(counts_B, capacity)
+
+
+def select_above(
+    pre_BM: Tensor, maxima_BG: Tensor, bound_M: Tensor, capacity: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What exceeds its latent's bound: values (B, capacity) float32 and indices (B, capacity)
+    int32, by rising index; how many there were of each token, (B,) int32, whether they fitted or
+    not; and by how many slots the lists were too short, () int32.
+    """
+    del maxima_BG
+    values_BK, idx_BK, counts_B = _lists(pre_BM, pre_BM.float() > bound_M.float(), capacity)
+    return values_BK, idx_BK, counts_B, _lacking(counts_B, capacity)
+
+
+def _lists(pre_BM: Tensor, on_BM: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+    d_sae = pre_BM.shape[1]
+    places_BM = torch.arange(d_sae, device=pre_BM.device).where(on_BM, d_sae)
+    short = max(0, capacity - d_sae)
+    idx_BK = F.pad(places_BM.sort(dim=-1).values[:, :capacity], (0, short), value=d_sae)
+    values_BK = F.pad(pre_BM.float(), (0, 1)).gather(1, idx_BK)
+    return values_BK, idx_BK.int(), on_BM.sum(-1).int()
+
+
+def _lacking(counts_B: Tensor, capacity: int) -> Tensor:
+    return (counts_B.amax() - capacity).clamp_min(0).int()
+
+
+def csc(idx_BK: Tensor, d_sae: int) -> tuple[Tensor, Tensor]:
+    """The slots by latent, within one by place: their places in the flat list, (N,) int32, unused
+    ones last; and where each latent's stretch begins, (M + 1,) int32, the last being where the
+    unused begin.
+    """
+    flat_N = idx_BK.flatten().long()
+    order_N = flat_N.sort(stable=True).indices
+    counts = torch.bincount(flat_N, minlength=d_sae + 1)[:d_sae]
+    return order_N.int(), F.pad(counts.cumsum(0), (1, 0)).int()
+
+
+def decode(
+    values_BK: Tensor, idx_BK: Tensor, W_dec_MD: Tensor, bias_D: Tensor | None = None
+) -> Tensor:
+    """out[b] = sum_k values[b, k] * W_dec[idx[b, k]] (+ bias), (B, D) in W_dec's dtype."""
+    out_BD = torch.einsum("bk,bkd->bd", values_BK.float(), _rows(W_dec_MD, idx_BK))
+    return (out_BD if bias_D is None else out_BD + bias_D.float()).to(W_dec_MD.dtype)
+
+
+def decode_loss(
+    values_BK: Tensor,
+    idx_BK: Tensor,
+    W_dec_MD: Tensor,
+    b_dec_D: Tensor,
+    x_BD: Tensor,
+    *,
+    scale: float,
+    relu: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """With e = decode(values) + b_dec - x, not rounded: scale * e in x's dtype, (B, D), which is
+    dL/dout of L = scale / 2 * sum e²; the squared error ‖e‖² of each token, (B,) float32; and
+    dL/dvalues, (B, K) float32, from dL/dout as it was rounded.
+
+    relu: the values are those of a ReLU, and the gradient is that of what it was taken of: 0 where
+    values <= 0.
+    """
+    rows_BKD = _rows(W_dec_MD, idx_BK)
+    out_BD = torch.einsum("bk,bkd->bd", values_BK.float(), rows_BKD) + b_dec_D.float()
+    error_BD = out_BD - x_BD.float()
+    grad_BD = (scale * error_BD).to(x_BD.dtype)
+    dvalues_BK = torch.einsum("bd,bkd->bk", grad_BD.float(), rows_BKD)
+    if relu:
+        dvalues_BK = dvalues_BK * (values_BK > 0)
+    return grad_BD, error_BD.pow(2).sum(-1), dvalues_BK
+
+
+def pair_products(rows_BD: Tensor, idx_BK: Tensor, W_MD: Tensor) -> Tensor:
+    """out[b, k] = rows[b] . W[idx[b, k]], (B, K) float32; 0 at unused slots."""
+    return torch.einsum("bd,bkd->bk", rows_BD.float(), _rows(W_MD, idx_BK))
+
+
+def _rows(W_MD: Tensor, idx_BK: Tensor) -> Tensor:
+    """W[idx], (B, K, D) float32, zeros at unused slots."""
+    return F.pad(W_MD.float(), (0, 0, 0, 1))[idx_BK.long()]
+
+
+def latent_sums(values_EBK: Tensor, order_N: Tensor, starts_M1: Tensor) -> Tensor:
+    """out[e, m] = sum of values[e] over the slots of latent m: (E, M) float32."""
+    latent_N = _latents(order_N, starts_M1)
+    flat_EN = values_EBK.flatten(1).float()
+    out = flat_EN.new_zeros(len(flat_EN), len(starts_M1))
+    return out.index_add(1, latent_N, flat_EN)[:, :-1].contiguous()
+
+
+def weight_gradient(
+    values_BK: Tensor, rows_BD: Tensor, order_N: Tensor, starts_M1: Tensor
+) -> Tensor:
+    """out[m] = sum of values[b, k] * rows[b] over the slots of latent m: (M, D) float32."""
+    k = values_BK.shape[1]
+    latent_N = _latents(order_N, starts_M1)
+    contributions = values_BK.float().flatten()[:, None] * rows_BD.float().repeat_interleave(k, 0)
+    out = contributions.new_zeros(len(starts_M1), rows_BD.shape[1])
+    return out.index_add(0, latent_N, contributions)[:-1]
+
+
+def _latents(order_N: Tensor, starts_M1: Tensor) -> Tensor:
+    """The latent of each place, M of unused ones."""
+    places_N = torch.arange(len(order_N), device=order_N.device)
+    ordered_N = torch.searchsorted(starts_M1[1:].contiguous(), places_N, right=True)
+    return torch.empty_like(ordered_N).index_copy(0, order_N.long(), ordered_N)
+
+
+def pre_bias_gradient(gb_M: Tensor, W_enc_MD: Tensor) -> Tensor:
+    """What reaches b_dec through the encoder, -sum_m gb[m] * W_enc[m]: (D,) float32. W_enc: as the
+    encoder read it.
+    """
+    return -(gb_M.float() @ W_enc_MD.float())
+
+
+def update_vector(
+    p: Tensor,
+    m: Tensor,
+    v: Tensor,
+    grad: Tensor,
+    *,
+    rates: Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    least: float | None = None,
+) -> None:
+    """Adam on a vector, in place; all float32. least: what p is kept at or above afterwards."""
+    _adam(p, m, v, grad.float(), rates, betas, eps)
+    if least is not None:
+        p.clamp_(min=least)
+
+
+def update_rows(
+    state: Rows,
+    x_BD: Tensor,
+    grad_BD: Tensor,
+    values_BK: Tensor,
+    dpre_BK: Tensor,
+    idx_BK: Tensor,
+    order_N: Tensor,
+    starts_M1: Tensor,
+    *,
+    gb_M: Tensor,
+    bias_M: Tensor,
+    b_old_D: Tensor | None,
+    b_new_D: Tensor | None,
+    rates: Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    unit_rows: bool = True,
+    dead: Dead | None = None,
+    pull_M: Tensor | None = None,
+    norms_M: Tensor | None = None,
+) -> None:
+    """The whole update of both matrices, in place: see `saezoo_train.kernels.update`."""
+    del idx_BK
+    enc_MD = weight_gradient(dpre_BK, x_BD, order_N, starts_M1)
+    dec_MD = weight_gradient(values_BK, grad_BD, order_N, starts_M1)
+    if dead is not None:
+        chosen_M = dead.slot_M >= 0
+        enc_MD[chosen_M] += dead.dW_enc_AD.float()[dead.slot_M[chosen_M].long()]
+        dec_MD[chosen_M] += dead.dW_dec_AD.float()[dead.slot_M[chosen_M].long()]
+    if b_old_D is not None:
+        enc_MD -= gb_M.float()[:, None] * b_old_D.float()
+    if pull_M is not None:
+        norm_M1 = state.W_dec_MD.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        dec_MD += pull_M[:, None] * state.W_dec_MD / norm_M1
+    if unit_rows:
+        dec_MD -= (dec_MD * state.W_dec_MD).sum(-1, keepdim=True) * state.W_dec_MD
+    _adam(state.W_enc_MD, state.m_enc_MD, state.v_enc_MD, enc_MD, rates, betas, eps)
+    _adam(state.W_dec_MD, state.m_dec_MD, state.v_dec_MD, dec_MD, rates, betas, eps)
+    if unit_rows:
+        state.W_dec_MD /= state.W_dec_MD.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    if norms_M is not None:
+        norms_M.copy_(state.W_dec_MD.norm(dim=-1))
+    refresh(state, bias_M, b_new_D)
+
+
+def refresh(state: Rows, bias_M: Tensor, b_dec_D: Tensor | None) -> None:
+    """Make the compute copies and c what the float32 matrices and biases say."""
+    state.W_enc_c_MD.copy_(state.W_enc_MD)
+    state.W_dec_c_MD.copy_(state.W_dec_MD)
+    state.c_M.copy_(bias_M)
+    if b_dec_D is not None:
+        state.c_M.sub_(state.W_enc_c_MD.float() @ b_dec_D.float())
+
+
+def _adam(
+    p: Tensor,
+    m: Tensor,
+    v: Tensor,
+    grad: Tensor,
+    rates: Tensor,
+    betas: tuple[float, float],
+    eps: float,
+) -> None:
+    """torch.optim.Adam's arithmetic. Moments in bfloat16 are rounded to the nearest here; kernels
+    round them up or down by chance, so that small changes are not lost.
+    """
+    wide_m = m.float() + (grad - m.float()) * (1 - betas[0])
+    wide_v = v.float() * betas[1] + grad * grad * (1 - betas[1])
+    m.copy_(wide_m)
+    v.copy_(wide_v)
+    p -= rates[0] * wide_m / (wide_v.sqrt() / rates[1] + eps)
+
+
+def row_threshold(pre_BA: Tensor, k: int) -> Tensor:
+    """pre where it is among the k largest of its row and above 0, else 0; of equal ones the lower
+    index is first. In pre's dtype.
+    """
+    order_BK = pre_BA.float().sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    kept_BA = torch.zeros_like(pre_BA, dtype=torch.bool).scatter(1, order_BK, True)
+    return pre_BA.relu() * kept_BA
