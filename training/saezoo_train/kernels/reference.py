@@ -3,15 +3,16 @@
 A function here has the name, the arguments and the results of the kernel's own wrapper (without
 `out=`). Sums are taken in float32 whatever the dtype; nothing here is meant to be fast.
 
-Lists: each token has K slots, a value and the index of a latent each. A slot that is not used has
-value 0 and index M, one past the last latent, so that all shapes are known beforehand.
+Lists: each token has K slots, a value and the index of a latent each, by rising index. A slot that
+is not used has value 0 and index M, one past the last latent, so that all shapes are known
+beforehand; such slots are the last.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saezoo_train.kernels.rows import Dead, Rows
+from saezoo_train.kernels.rows import Extra, Rows
 
 # B tokens, D d_in, M d_sae, G groups of latents, K slots of a token, N = B K, A dead latents
 
@@ -20,12 +21,12 @@ GROUP = 32
 
 
 def encode(
-    x_BD: Tensor, W_enc_MD: Tensor, c_M: Tensor, *, offset_M: Tensor | None = None
+    x_BD: Tensor, W_enc_MD: Tensor, bias_M: Tensor, *, offset_M: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Pre-activations W_enc x + c, (B, M), rounded to x's dtype; and the largest of each 32 latents
-    of what was stored, minus their offset, (B, G) float32.
+    """Pre-activations W_enc x + bias, (B, M), rounded to x's dtype; and the largest of each 32
+    latents of what was stored, minus their offset, (B, G) float32.
     """
-    pre_BM = (x_BD.float() @ W_enc_MD.float().T + c_M.float()).to(x_BD.dtype)
+    pre_BM = (x_BD.float() @ W_enc_MD.float().T + bias_M.float()).to(x_BD.dtype)
     above_BM = pre_BM.float() if offset_M is None else pre_BM.float() - offset_M.float()
     padded = F.pad(above_BM, (0, -above_BM.shape[1] % GROUP), value=-torch.inf)
     return pre_BM, padded.unflatten(1, (-1, GROUP)).amax(-1)
@@ -34,21 +35,22 @@ def encode(
 def select_top_k(
     pre_BM: Tensor, maxima_BG: Tensor, k: int, *, relu: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """The k largest of each token, largest first, of equal ones the lower index first: values
-    (B, k) float32, 0 instead of what is negative where `relu`, and indices (B, k) int32.
+    """The k largest of each token, of equal ones the lower index first, in the order of their
+    indices: values (B, k) float32, 0 instead of what is negative where `relu`, and indices (B, k)
+    int32.
     """
     del maxima_BG
-    values_BM, order_BM = pre_BM.float().sort(dim=-1, descending=True, stable=True)
-    values_BK = values_BM[:, :k].contiguous()
-    return values_BK.relu() if relu else values_BK, order_BM[:, :k].int().contiguous()
+    order_BM = pre_BM.float().sort(dim=-1, descending=True, stable=True).indices
+    idx_BK = order_BM[:, :k].sort(dim=-1).values
+    values_BK = pre_BM.float().gather(1, idx_BK)
+    return values_BK.relu() if relu else values_BK, idx_BK.int()
 
 
 def select_batch_top_k(
     pre_BM: Tensor, maxima_BG: Tensor, count: int, capacity: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The `count` largest positive ones of the whole batch, of equal ones the lower place (token,
-    then latent) first: values (B, capacity) float32 and indices (B, capacity) int32, a token's by
-    rising index.
+    then latent) first: values (B, capacity) float32 and indices (B, capacity) int32.
 
     Then the smallest value that was kept, () float32, 0 where there is none; and by how many slots
     the lists were too short for the token with the most, () int32. What did not fit is left out,
@@ -68,8 +70,8 @@ def select_above(
     pre_BM: Tensor, maxima_BG: Tensor, bound_M: Tensor, capacity: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What exceeds its latent's bound: values (B, capacity) float32 and indices (B, capacity)
-    int32, by rising index; how many there were of each token, (B,) int32, whether they fitted or
-    not; and by how many slots the lists were too short, () int32.
+    int32; how many there were of each token, (B,) int32, whether they fitted or not; and by how
+    many slots the lists were too short, () int32.
     """
     del maxima_BG
     values_BK, idx_BK, counts_B = _lists(pre_BM, pre_BM.float() > bound_M.float(), capacity)
@@ -112,13 +114,13 @@ def decode_loss(
     values_BK: Tensor,
     idx_BK: Tensor,
     W_dec_MD: Tensor,
-    b_dec_D: Tensor,
     x_BD: Tensor,
-    *,
     scale: float,
+    bias_D: Tensor | None = None,
+    *,
     relu: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """With e = decode(values) + b_dec - x, not rounded: scale * e in x's dtype, (B, D), which is
+    """With e = decode(values) (+ bias) - x, not rounded: scale * e in x's dtype, (B, D), which is
     dL/dout of L = scale / 2 * sum e²; the squared error ‖e‖² of each token, (B,) float32; and
     dL/dvalues, (B, K) float32, from dL/dout as it was rounded.
 
@@ -126,8 +128,9 @@ def decode_loss(
     values <= 0.
     """
     rows_BKD = _rows(W_dec_MD, idx_BK)
-    out_BD = torch.einsum("bk,bkd->bd", values_BK.float(), rows_BKD) + b_dec_D.float()
-    error_BD = out_BD - x_BD.float()
+    error_BD = torch.einsum("bk,bkd->bd", values_BK.float(), rows_BKD) - x_BD.float()
+    if bias_D is not None:
+        error_BD = error_BD + bias_D.float()
     grad_BD = (scale * error_BD).to(x_BD.dtype)
     dvalues_BK = torch.einsum("bd,bkd->bk", grad_BD.float(), rows_BKD)
     if relu:
@@ -145,37 +148,25 @@ def _rows(W_MD: Tensor, idx_BK: Tensor) -> Tensor:
     return F.pad(W_MD.float(), (0, 0, 0, 1))[idx_BK.long()]
 
 
-def latent_sums(values_EBK: Tensor, order_N: Tensor, starts_M1: Tensor) -> Tensor:
-    """out[e, m] = sum of values[e] over the slots of latent m: (E, M) float32."""
-    latent_N = _latents(order_N, starts_M1)
-    flat_EN = values_EBK.flatten(1).float()
-    out = flat_EN.new_zeros(len(flat_EN), len(starts_M1))
-    return out.index_add(1, latent_N, flat_EN)[:, :-1].contiguous()
+def latent_sums(values_BK: Tensor, order_N: Tensor, starts_M1: Tensor) -> Tensor:
+    """out[m] = sum of the values in the slots of latent m: (M,) float32."""
+    return _by_latent(values_BK.float().flatten()[:, None], order_N, starts_M1).squeeze(1)
 
 
 def weight_gradient(
     values_BK: Tensor, rows_BD: Tensor, order_N: Tensor, starts_M1: Tensor
 ) -> Tensor:
     """out[m] = sum of values[b, k] * rows[b] over the slots of latent m: (M, D) float32."""
-    k = values_BK.shape[1]
-    latent_N = _latents(order_N, starts_M1)
-    contributions = values_BK.float().flatten()[:, None] * rows_BD.float().repeat_interleave(k, 0)
-    out = contributions.new_zeros(len(starts_M1), rows_BD.shape[1])
-    return out.index_add(0, latent_N, contributions)[:-1]
+    rows_ND = rows_BD.float().repeat_interleave(values_BK.shape[1], 0)
+    return _by_latent(values_BK.float().flatten()[:, None] * rows_ND, order_N, starts_M1)
 
 
-def _latents(order_N: Tensor, starts_M1: Tensor) -> Tensor:
-    """The latent of each place, M of unused ones."""
+def _by_latent(parts_ND: Tensor, order_N: Tensor, starts_M1: Tensor) -> Tensor:
+    """Sums of each latent's slots, (M, D)."""
     places_N = torch.arange(len(order_N), device=order_N.device)
-    ordered_N = torch.searchsorted(starts_M1[1:].contiguous(), places_N, right=True)
-    return torch.empty_like(ordered_N).index_copy(0, order_N.long(), ordered_N)
-
-
-def pre_bias_gradient(gb_M: Tensor, W_enc_MD: Tensor) -> Tensor:
-    """What reaches b_dec through the encoder, -sum_m gb[m] * W_enc[m]: (D,) float32. W_enc: as the
-    encoder read it.
-    """
-    return -(gb_M.float() @ W_enc_MD.float())
+    latent_N = torch.searchsorted(starts_M1[1:].long(), places_N, right=True)
+    out = parts_ND.new_zeros(len(starts_M1), parts_ND.shape[1])
+    return out.index_add(0, latent_N, parts_ND[order_N.long()])[:-1]
 
 
 def update_vector(
@@ -183,20 +174,20 @@ def update_vector(
     m: Tensor,
     v: Tensor,
     grad: Tensor,
+    rates_2: Tensor,
     *,
-    rates: Tensor,
     betas: tuple[float, float],
     eps: float,
     least: float | None = None,
 ) -> None:
     """Adam on a vector, in place; all float32. least: what p is kept at or above afterwards."""
-    _adam(p, m, v, grad.float(), rates, betas, eps)
+    _adam(p, m, v, grad.float(), rates_2, betas, eps)
     if least is not None:
         p.clamp_(min=least)
 
 
 def update_rows(
-    state: Rows,
+    rows: Rows,
     x_BD: Tensor,
     grad_BD: Tensor,
     values_BK: Tensor,
@@ -204,50 +195,42 @@ def update_rows(
     idx_BK: Tensor,
     order_N: Tensor,
     starts_M1: Tensor,
+    rates_2: Tensor,
     *,
-    gb_M: Tensor,
-    bias_M: Tensor,
-    b_old_D: Tensor | None,
-    b_new_D: Tensor | None,
-    rates: Tensor,
     betas: tuple[float, float],
     eps: float,
     unit_rows: bool = True,
-    dead: Dead | None = None,
+    extra: Extra | None = None,
     pull_M: Tensor | None = None,
     norms_M: Tensor | None = None,
-) -> None:
+    seed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """The whole update of both matrices, in place: see `saezoo_train.kernels.update`."""
-    del idx_BK
+    del idx_BK, seed
     enc_MD = weight_gradient(dpre_BK, x_BD, order_N, starts_M1)
     dec_MD = weight_gradient(values_BK, grad_BD, order_N, starts_M1)
-    if dead is not None:
-        chosen_M = dead.slot_M >= 0
-        enc_MD[chosen_M] += dead.dW_enc_AD.float()[dead.slot_M[chosen_M].long()]
-        dec_MD[chosen_M] += dead.dW_dec_AD.float()[dead.slot_M[chosen_M].long()]
-    if b_old_D is not None:
-        enc_MD -= gb_M.float()[:, None] * b_old_D.float()
+    gb_M = latent_sums(dpre_BK, order_N, starts_M1)
+    if extra is not None:
+        chosen_M = extra.slot_M >= 0
+        slots = extra.slot_M[chosen_M].long()
+        enc_MD[chosen_M] += extra.dW_enc_AD.float()[slots]
+        dec_MD[chosen_M] += extra.dW_dec_AD.float()[slots]
+        gb_M[chosen_M] += extra.db_A[slots]
+    enc_part_D = gb_M @ rows.W_enc_c.float()
     if pull_M is not None:
-        norm_M1 = state.W_dec_MD.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        dec_MD += pull_M[:, None] * state.W_dec_MD / norm_M1
+        norm_M1 = rows.W_dec.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        dec_MD += pull_M[:, None] * rows.W_dec / norm_M1
     if unit_rows:
-        dec_MD -= (dec_MD * state.W_dec_MD).sum(-1, keepdim=True) * state.W_dec_MD
-    _adam(state.W_enc_MD, state.m_enc_MD, state.v_enc_MD, enc_MD, rates, betas, eps)
-    _adam(state.W_dec_MD, state.m_dec_MD, state.v_dec_MD, dec_MD, rates, betas, eps)
+        dec_MD -= (dec_MD * rows.W_dec).sum(-1, keepdim=True) * rows.W_dec
+    _adam(rows.W_enc, rows.enc_m, rows.enc_v, enc_MD, rates_2, betas, eps)
+    _adam(rows.W_dec, rows.dec_m, rows.dec_v, dec_MD, rates_2, betas, eps)
     if unit_rows:
-        state.W_dec_MD /= state.W_dec_MD.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        rows.W_dec.div_(rows.W_dec.norm(dim=-1, keepdim=True).clamp_min(1e-12))
     if norms_M is not None:
-        norms_M.copy_(state.W_dec_MD.norm(dim=-1))
-    refresh(state, bias_M, b_new_D)
-
-
-def refresh(state: Rows, bias_M: Tensor, b_dec_D: Tensor | None) -> None:
-    """Make the compute copies and c what the float32 matrices and biases say."""
-    state.W_enc_c_MD.copy_(state.W_enc_MD)
-    state.W_dec_c_MD.copy_(state.W_dec_MD)
-    state.c_M.copy_(bias_M)
-    if b_dec_D is not None:
-        state.c_M.sub_(state.W_enc_c_MD.float() @ b_dec_D.float())
+        norms_M.copy_(rows.W_dec.norm(dim=-1))
+    rows.W_enc_c.copy_(rows.W_enc)
+    rows.W_dec_c.copy_(rows.W_dec)
+    return gb_M, enc_part_D
 
 
 def _adam(
@@ -255,24 +238,24 @@ def _adam(
     m: Tensor,
     v: Tensor,
     grad: Tensor,
-    rates: Tensor,
+    rates_2: Tensor,
     betas: tuple[float, float],
     eps: float,
 ) -> None:
-    """torch.optim.Adam's arithmetic. Moments in bfloat16 are rounded to the nearest here; kernels
-    round them up or down by chance, so that small changes are not lost.
+    """torch.optim.Adam's arithmetic. Moments in bfloat16 are rounded to the nearest here; the
+    kernel rounds them up or down by chance, so that small changes are not lost.
     """
     wide_m = m.float() + (grad - m.float()) * (1 - betas[0])
     wide_v = v.float() * betas[1] + grad * grad * (1 - betas[1])
     m.copy_(wide_m)
     v.copy_(wide_v)
-    p -= rates[0] * wide_m / (wide_v.sqrt() / rates[1] + eps)
+    p -= rates_2[0] * wide_m / (wide_v.sqrt() / rates_2[1] + eps)
 
 
-def row_threshold(pre_BA: Tensor, k: int) -> Tensor:
-    """pre where it is among the k largest of its row and above 0, else 0; of equal ones the lower
-    index is first. In pre's dtype.
+def keep_largest(pre_BA: Tensor, k: int) -> Tensor:
+    """ReLU of what is among the k largest of its row, of equal ones the lower index first, else 0.
+    In pre's dtype.
     """
     order_BK = pre_BA.float().sort(dim=-1, descending=True, stable=True).indices[:, :k]
     kept_BA = torch.zeros_like(pre_BA, dtype=torch.bool).scatter(1, order_BK, True)
-    return pre_BA.relu() * kept_BA
+    return pre_BA.relu().where(kept_BA, 0)
