@@ -29,7 +29,8 @@ def encode(
     pre_BM = (x_BD.float() @ W_enc_MD.float().T + bias_M.float()).to(x_BD.dtype)
     above_BM = pre_BM.float() if offset_M is None else pre_BM.float() - offset_M.float()
     padded = F.pad(above_BM, (0, -above_BM.shape[1] % GROUP), value=-torch.inf)
-    return pre_BM, padded.unflatten(1, (-1, GROUP)).amax(-1)
+    maxima_BG = padded.unflatten(1, (-1, GROUP)).amax(-1)
+    return pre_BM, maxima_BG.to(x_BD.dtype) if offset_M is None else maxima_BG
 
 
 def select_top_k(
@@ -154,9 +155,10 @@ def latent_sums(values_BK: Tensor, order_N: Tensor, starts_M1: Tensor) -> Tensor
 
 
 def weight_gradient(
-    values_BK: Tensor, rows_BD: Tensor, order_N: Tensor, starts_M1: Tensor
+    values_BK: Tensor, rows_BD: Tensor, idx_BK: Tensor, order_N: Tensor, starts_M1: Tensor
 ) -> Tensor:
     """out[m] = sum of values[b, k] * rows[b] over the slots of latent m: (M, D) float32."""
+    del idx_BK
     rows_ND = rows_BD.float().repeat_interleave(values_BK.shape[1], 0)
     return _by_latent(values_BK.float().flatten()[:, None] * rows_ND, order_N, starts_M1)
 
@@ -167,6 +169,11 @@ def _by_latent(parts_ND: Tensor, order_N: Tensor, starts_M1: Tensor) -> Tensor:
     latent_N = torch.searchsorted(starts_M1[1:].long(), places_N, right=True)
     out = parts_ND.new_zeros(len(starts_M1), parts_ND.shape[1])
     return out.index_add(0, latent_N, parts_ND[order_N.long()])[:-1]
+
+
+def weighted_rows(weights_M: Tensor, W_MD: Tensor) -> Tensor:
+    """sum_m weights[m] * W[m], (D,) float32."""
+    return weights_M.float() @ W_MD.float()
 
 
 def update_vector(
@@ -206,9 +213,9 @@ def update_rows(
     seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The whole update of both matrices, in place: see `saezoo_train.kernels.update`."""
-    del idx_BK, seed
-    enc_MD = weight_gradient(dpre_BK, x_BD, order_N, starts_M1)
-    dec_MD = weight_gradient(values_BK, grad_BD, order_N, starts_M1)
+    del seed
+    enc_MD = weight_gradient(dpre_BK, x_BD, idx_BK, order_N, starts_M1)
+    dec_MD = weight_gradient(values_BK, grad_BD, idx_BK, order_N, starts_M1)
     gb_M = latent_sums(dpre_BK, order_N, starts_M1)
     if extra is not None:
         chosen_M = extra.slot_M >= 0
@@ -216,7 +223,7 @@ def update_rows(
         enc_MD[chosen_M] += extra.dW_enc_AD.float()[slots]
         dec_MD[chosen_M] += extra.dW_dec_AD.float()[slots]
         gb_M[chosen_M] += extra.db_A[slots]
-    enc_part_D = gb_M @ rows.W_enc_c.float()
+    enc_part_D = weighted_rows(gb_M, rows.W_enc_c)
     if pull_M is not None:
         norm_M1 = rows.W_dec.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         dec_MD += pull_M[:, None] * rows.W_dec / norm_M1
