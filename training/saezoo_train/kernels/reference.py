@@ -20,6 +20,11 @@ GROUP = 32
 """Latents a group."""
 
 
+def centre(x_BD: Tensor, b_dec_D: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """x - b_dec, or x alone, in the dtype: (B, D)."""
+    return (x_BD.float() if b_dec_D is None else x_BD.float() - b_dec_D).to(dtype)
+
+
 def encode(
     x_BD: Tensor, W_enc_MD: Tensor, bias_M: Tensor, *, offset_M: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -266,3 +271,45 @@ def keep_largest(pre_BA: Tensor, k: int) -> Tensor:
     order_BK = pre_BA.float().sort(dim=-1, descending=True, stable=True).indices[:, :k]
     kept_BA = torch.zeros_like(pre_BA, dtype=torch.bool).scatter(1, order_BK, True)
     return pre_BA.relu().where(kept_BA, 0)
+
+
+def dead_rows(silent_M: Tensor, after: int, capacity: int) -> Tensor:
+    """The latents that were silent for more than `after` tokens, rising, (capacity,) int32; M where
+    there are no more. Those that find no room are left out.
+    """
+    dead = (silent_M > after).nonzero().flatten()[:capacity]
+    return F.pad(dead, (0, capacity - len(dead)), value=len(silent_M)).int()
+
+
+def auxk(
+    xc_BD: Tensor,
+    grad_BD: Tensor,
+    scale: float,
+    W_enc_c: Tensor,
+    b_enc_M: Tensor,
+    W_dec_c: Tensor,
+    dead_A: Tensor,
+    k: int,
+    coefficient: float,
+) -> tuple[Tensor, Extra]:
+    """AuxK of the latents in dead_A, before its coefficient, and the gradients of coefficient *
+    AuxK: see `saezoo_train.architectures.auxk`. The error is -grad / scale, held fixed. Which k are
+    kept is decided by pre-activations as they are rounded to xc's dtype.
+    """
+    used_A, d_sae = dead_A < len(W_enc_c), len(W_enc_c)
+    rows_A = dead_A.long().clamp_max(d_sae - 1)
+    leaves = [part.float()[rows_A].requires_grad_() for part in (W_enc_c, b_enc_M, W_dec_c)]
+    enc_AD, bias_A, dec_AD = leaves
+    error_BD = grad_BD.float() / -scale
+    with torch.enable_grad():
+        pre_BA = F.linear(xc_BD.float(), enc_AD, bias_A)
+        rounded_BA = pre_BA.detach().to(xc_BD.dtype).where(used_A, -torch.inf)
+        acts_BA = pre_BA * (keep_largest(rounded_BA, min(k, len(dead_A))) > 0)
+        missed = (acts_BA @ dec_AD - error_BD).pow(2).sum(-1).mean()
+        spread = (error_BD - error_BD.mean(0)).pow(2).sum(-1).mean()
+        loss = missed / spread if spread > 0 and used_A.any() else missed * 0
+        dW_enc_AD, db_A, dW_dec_AD = torch.autograd.grad(coefficient * loss, leaves)
+    slot_M = torch.full((d_sae,), -1, dtype=torch.int32, device=dead_A.device)
+    slots_A = torch.arange(len(dead_A), dtype=torch.int32, device=dead_A.device)
+    slot_M[dead_A[used_A].long()] = slots_A[used_A]
+    return loss.detach(), Extra(slot_M, dW_enc_AD, dW_dec_AD, db_A)
