@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from saezoo_train.kernels import adam as vectors
 from saezoo_train.kernels import reference, sums, update
 from saezoo_train.kernels.csc import csc
 from saezoo_train.kernels.rows import Extra, adam_rates, make_rows
@@ -135,7 +136,7 @@ def test_vectors():
     theirs = [numbers(1500, seed=1), numbers(1500, seed=2), numbers(1500, seed=3).square()]
     ours, grad = [part.clone() for part in theirs], numbers(1500, seed=4)
     for least in (None, 0.25):
-        update.update_vector(*ours, grad, rates(), **ADAM, least=least)
+        vectors.update_vector(*ours, grad, rates(), **ADAM, least=least)
         reference.update_vector(*theirs, grad, rates(), **ADAM, least=least)
         for got, expected in zip(ours, theirs, strict=True):
             assert close(got, expected)

@@ -102,20 +102,21 @@ def auxk(
     """The auxiliary loss, (), before its coefficient, and the gradients of coefficient * loss.
 
     xc: what the encoder reads; grad, scale: of `decode_loss`, whose error is held fixed. k: kept of
-    each token, or all where fewer are dead. Loss and gradients are 0 where the error has no spread.
+    each token, or all where fewer are dead. Loss and gradients are 0 where the error has no spread,
+    or nothing is dead after all.
     """
     d_sae = len(W_enc_c)
-    alive_A = dead_A >= d_sae
+    unused_A = dead_A >= d_sae
     safe_A = dead_A.clamp_max(d_sae - 1).long()
     enc_AD, dec_AD = W_enc_c[safe_A], W_dec_c[safe_A]
-    bias_A = b_enc_M.float()[safe_A].masked_fill(alive_A, -torch.inf)
+    bias_A = b_enc_M.float()[safe_A].masked_fill(unused_A, -torch.inf)
     acts_BA = keep_largest(encode(xc_BD, enc_AD, bias_A)[0], min(k, len(dead_A)))
 
     error_BD = grad_BD.float() / -scale
     missed_BD = (acts_BA @ dec_AD).float() - error_BD
     missed = missed_BD.pow(2).sum(-1).mean()
     spread = (error_BD - error_BD.mean(0)).pow(2).sum(-1).mean()
-    inverse = spread.reciprocal().where(spread > 0, 0)
+    inverse = spread.reciprocal().where((spread > 0) & ~unused_A[0], 0)
 
     dout_BD = (missed_BD * (2 * coefficient / len(xc_BD) * inverse)).to(xc_BD.dtype)
     dpre_BA = (dout_BD @ dec_AD.T) * (acts_BA > 0)
