@@ -255,7 +255,7 @@ def _update(
         PULL=pull_M is not None,
         NORMS=norms_M is not None,
         CHANCE=by_chance,
-        num_warps=4 if d <= 1536 else 8 if d <= 6144 else 16,
+        num_warps=warps(d, by_chance),
         **_launch.OPTIONS,
     )
 
@@ -266,3 +266,8 @@ def pieces(d: int) -> tuple[int, int]:
     """
     first = 1 << d.bit_length() - 1
     return first, _launch.next_power(d - first) if d > first else 0
+
+
+def warps(d: int, by_chance: bool) -> int:
+    """Warps of a program: as few as need no memory for registers."""
+    return 16 if d >= 3072 else 8 if d > 1536 or by_chance else 4
