@@ -118,8 +118,7 @@ def _count_bins(flat, state, bins, N, shift, BITS: tl.constexpr, BLOCK: tl.const
 
 @triton.jit
 def _keys(
-    pre_bits, groups, row, B, M, C,
-    BITS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    pre_bits, groups, row, B, M, C, BITS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
     latent, inside = candidates(groups, row, row < B, M, C, GROUP, WIDTH)
     found = tl.load(pre_bits + row[:, None] * M + latent, mask=inside, other=0)
@@ -132,7 +131,7 @@ def _count_candidates(
     BITS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    key, inside = _keys(pre_bits, groups, row, B, M, C, BITS, GROUP, WIDTH, ROWS)
+    key, inside = _keys(pre_bits, groups, row, B, M, C, BITS, GROUP, WIDTH)
     _add_to_bins(tl.ravel(key), tl.ravel(inside), state, bins, shift)
 
 
@@ -142,7 +141,7 @@ def _count_equal(
     BITS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    key, inside = _keys(pre_bits, groups, row, B, M, C, BITS, GROUP, WIDTH, ROWS)
+    key, inside = _keys(pre_bits, groups, row, B, M, C, BITS, GROUP, WIDTH)
     equal = inside & (key > 0) & (key == tl.load(state))
     tl.store(ties + row, tl.sum(equal.to(tl.int32), 1), mask=row < B)
 

@@ -39,8 +39,6 @@ class Entries:
     None: the same as dpre.
     """
     logs: dict[str, Tensor] = field(default_factory=dict)
-    lacking: Tensor | None = None
-    """By how many slots the lists were too short, () int32; None: they never are."""
 
 
 @dataclass(frozen=True)
@@ -75,32 +73,53 @@ class Batch:
         return F.pad(vector_M, (0, 1)).take(idx_BK.long())
 
 
-def top_k(at: Batch) -> Entries:
-    """TopK: see `saezoo_train.architectures.topk`."""
+@dataclass(frozen=True)
+class Kept:
+    """Which pre-activations of a batch were kept, and their values."""
+
+    values_BK: Tensor
+    idx_BK: Tensor
+    lacking: Tensor | None = None
+    """By how many slots the lists were too short, () int32; None: they never are."""
+    smallest: Tensor | None = None
+    """BatchTopK: the smallest value, 0 where there is none."""
+
+
+def keep_top_k(at: Batch) -> Kept:
+    """The k largest of each token."""
     pre, maxima = at.kit.encode(at.x_BD, at.rows.W_enc_c, at.model.b_enc.data)
-    values, idx = at.kit.select_top_k(pre, maxima, at.k)
-    return _relu_entries(at, values, idx)
+    return Kept(*at.kit.select_top_k(pre, maxima, at.k))
 
 
-def batch_top_k(at: Batch) -> Entries:
-    """BatchTopK: see `saezoo_train.architectures.batchtopk`."""
+def keep_batch_top_k(at: Batch) -> Kept:
+    """As many as k of each token, the largest of the whole batch."""
+    pre, maxima = at.kit.encode(at.x_BD, at.rows.W_enc_c, at.model.b_enc.data)
+    count = at.k * len(at.x_BD)
+    values, idx, smallest, lacking = at.kit.select_batch_top_k(pre, maxima, count, at.capacity)
+    return Kept(values, idx, lacking, smallest)
+
+
+def keep_near_threshold(at: Batch) -> Kept:
+    """Those above their threshold, or within half a bandwidth below it."""
     model = at.model
-    pre, maxima = at.kit.encode(at.x_BD, at.rows.W_enc_c, model.b_enc.data)
-    values, idx, smallest, lacking = at.kit.select_batch_top_k(
-        pre, maxima, at.k * len(at.x_BD), at.capacity
-    )
-    entries = _relu_entries(at, values, idx)
-    any_on = smallest > 0
-    model.smallest.copy_(smallest.where(any_on, model.smallest))
-    moved = model.threshold.lerp(smallest, 1 - model.options.threshold_beta)
-    moved = smallest.where(model.threshold < 0, moved)
-    model.threshold.copy_(moved.where(any_on, model.threshold))
-    entries.logs["threshold"] = model.threshold.clone()
-    entries.lacking = lacking
-    return entries
+    bound_M = model.threshold.data - model.options.bandwidth / 2
+    pre, maxima = at.kit.encode(at.x_BD, at.rows.W_enc_c, model.b_enc.data, offset_M=bound_M)
+    values, idx, _, lacking = at.kit.select_above(pre, maxima, bound_M, at.capacity)
+    return Kept(values, idx, lacking)
 
 
-def _relu_entries(at: Batch, values: Tensor, idx: Tensor) -> Entries:
+def keep_open_gates(at: Batch) -> Kept:
+    """The gates above 0."""
+    b_gate_M = at.model.b_gate.data
+    pre, maxima = at.kit.encode(at.x_BD, at.rows.W_enc_c, b_gate_M)
+    zeros_M = torch.zeros_like(b_gate_M)
+    values, idx, _, lacking = at.kit.select_above(pre, maxima, zeros_M, at.capacity)
+    return Kept(values, idx, lacking)
+
+
+def top_k(at: Batch, kept: Kept) -> Entries:
+    """TopK: see `saezoo_train.architectures.topk`."""
+    values, idx = kept.values_BK, kept.idx_BK
     grad, loss_B, dpre = at.kit.decode_loss(
         values, idx, at.rows.W_dec_c, at.x_BD, at.scale, relu=True
     )
@@ -108,13 +127,25 @@ def _relu_entries(at: Batch, values: Tensor, idx: Tensor) -> Entries:
     return Entries(idx, values, grad, dpre, values > 0, fvu, fvu, {"b_enc": None})
 
 
-def jump_relu(at: Batch) -> Entries:
+def batch_top_k(at: Batch, kept: Kept) -> Entries:
+    """BatchTopK: see `saezoo_train.architectures.batchtopk`."""
+    model, smallest = at.model, kept.smallest
+    assert smallest is not None
+    entries = top_k(at, kept)
+    any_on = smallest > 0
+    model.smallest.copy_(smallest.where(any_on, model.smallest))
+    moved = model.threshold.lerp(smallest, 1 - model.options.threshold_beta)
+    moved = smallest.where(model.threshold < 0, moved)
+    model.threshold.copy_(moved.where(any_on, model.threshold))
+    entries.logs["threshold"] = model.threshold.clone()
+    return entries
+
+
+def jump_relu(at: Batch, kept: Kept) -> Entries:
     """JumpReLU: see `saezoo_train.architectures.jumprelu`."""
     model, options = at.model, at.model.options
     width, theta_M = options.bandwidth, model.threshold.data
-    bound_M = theta_M - width / 2
-    pre, maxima = at.kit.encode(at.x_BD, at.rows.W_enc_c, model.b_enc.data, offset_M=bound_M)
-    z, idx, _, lacking = at.kit.select_above(pre, maxima, bound_M, at.capacity)
+    z, idx = kept.values_BK, kept.idx_BK
     used, theta = idx < len(theta_M), at.of_latents(theta_M, idx)
     on = used & (z > theta)
     features = z * on
@@ -138,17 +169,14 @@ def jump_relu(at: Batch) -> Entries:
     fvu = at.fvu(loss_B)
     logs = {"penalty": penalty, "threshold": theta_M.mean(), "pre_act": torch.zeros_like(fvu)}
     vectors = {"b_enc": None, "threshold": -through}
-    return Entries(idx, features, grad, dz, on, fvu + penalty, fvu, vectors, logs, lacking)
+    return Entries(idx, features, grad, dz, on, fvu + penalty, fvu, vectors, logs)
 
 
-def gated(at: Batch) -> Entries:
+def gated(at: Batch, kept: Kept) -> Entries:
     """Gated: see `saezoo_train.architectures.gated`."""
     model, options = at.model, at.model.options
     b_gate_M = model.b_gate.data
-    pre, maxima = at.kit.encode(at.x_BD, at.rows.W_enc_c, b_gate_M)
-    gate, idx, _, lacking = at.kit.select_above(
-        pre, maxima, torch.zeros_like(b_gate_M), at.capacity
-    )
+    gate, idx = kept.values_BK, kept.idx_BK
     used = idx < len(b_gate_M)
     projected = gate - at.of_latents(b_gate_M, idx)
     factor = at.of_latents(model.r_mag.data.exp(), idx)
@@ -172,13 +200,21 @@ def gated(at: Batch) -> Entries:
     }
     logs = {"l1": l1, "auxiliary": auxiliary}
     loss = fvu + weight * l1 + auxiliary
-    return Entries(idx, features, grad, dpre, fired, loss, fvu, vectors, logs, lacking)
+    return Entries(idx, features, grad, dpre, fired, loss, fvu, vectors, logs)
 
 
-FORMULAS: dict[str, Callable[[Batch], Entries]] = {
-    "TopK": top_k,
-    "BatchTopK": batch_top_k,
-    "JumpReLU": jump_relu,
-    "Gated": gated,
+@dataclass(frozen=True)
+class Formula:
+    """An architecture in two parts: what is kept, and what becomes of it."""
+
+    keep: Callable[[Batch], Kept]
+    entries: Callable[[Batch, Kept], Entries]
+
+
+FORMULAS: dict[str, Formula] = {
+    "TopK": Formula(keep_top_k, top_k),
+    "BatchTopK": Formula(keep_batch_top_k, batch_top_k),
+    "JumpReLU": Formula(keep_near_threshold, jump_relu),
+    "Gated": Formula(keep_open_gates, gated),
 }
 """By the name of the architecture's class."""

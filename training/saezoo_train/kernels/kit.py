@@ -1,5 +1,6 @@
 """All kernels under one name, as a step wants them. `reference` has the same functions."""
 
+from saezoo_train.kernels.adam import update_vector
 from saezoo_train.kernels.auxk import auxk, dead_rows
 from saezoo_train.kernels.batch_top_k import select_batch_top_k
 from saezoo_train.kernels.centre import centre
@@ -8,7 +9,7 @@ from saezoo_train.kernels.decode import decode, decode_loss
 from saezoo_train.kernels.encode import encode
 from saezoo_train.kernels.select import select_above, select_top_k
 from saezoo_train.kernels.sums import latent_sums
-from saezoo_train.kernels.update import update_rows, update_vector
+from saezoo_train.kernels.update import update_rows
 
 __all__ = [
     "auxk",

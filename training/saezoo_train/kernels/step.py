@@ -123,7 +123,8 @@ class KernelStep:
         """The update itself: no shape in it depends on data, and nothing waits for the device."""
         kit, model, rows = self.kit, self.model, self.rows
         at = self._batch(plan, x_BD)
-        entries = self.formula(at)
+        kept = self.formula.keep(at)
+        entries = self.formula.entries(at, kept)
         self._count_silence(entries, len(x_BD))
         extra = self._auxk(plan, at, entries)
         order_N, starts_M1 = kit.csc(entries.idx_BK, len(rows.W_enc))
@@ -147,8 +148,8 @@ class KernelStep:
                 least=0.0 if name == "threshold" else None,
             )  # fmt: skip
         torch._foreach_add_([self.adam.state[p]["step"] for p in model.parameters()], 1)
-        if entries.lacking is not None:
-            self.lacking.copy_(torch.maximum(self.lacking, entries.lacking))
+        if kept.lacking is not None:
+            self.lacking.copy_(torch.maximum(self.lacking, kept.lacking))
         l0 = entries.fired_BK.sum() / len(x_BD)
         dead = model.dead.float().mean()
         return StepOutput(entries.loss, entries.fvu, l0, dead, entries.logs)
@@ -220,13 +221,10 @@ class KernelStep:
         if self.stale:
             self.rows.W_enc_c.copy_(self.rows.W_enc)
             self.rows.W_dec_c.copy_(self.rows.W_dec)
-        kept = {name: value.clone() for name, value in self.model.named_buffers()}
-        entries = self.formula(self._batch(Plan(k, LONGEST, 0), x_BD))
-        for name, value in self.model.named_buffers():
-            value.copy_(kept[name])
-        assert entries.lacking is not None
-        used = (entries.idx_BK < len(self.rows.W_enc)).sum(-1).amax()
-        return int(used + entries.lacking)
+        kept = self.formula.keep(self._batch(Plan(k, LONGEST, 0), x_BD))
+        assert kept.lacking is not None
+        used = (kept.idx_BK < len(self.rows.W_enc)).sum(-1).amax()
+        return int(used + kept.lacking)
 
 
 def _next_power(number: int) -> int:
