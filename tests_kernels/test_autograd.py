@@ -10,7 +10,8 @@ from tests_kernels.grid import DTYPES
 from tests_kernels.lists import numbers
 
 NAMES = ("x", "W_enc", "b_enc", "b_dec", "W_dec")
-SIZES = [(5, 7, 41, 3), (19, 72, 130, 12)]
+SIZES = [(5, 7, 41, 30), (19, 72, 130, 12)]
+"""(B, D, M, K); of the first, some of the chosen are negative."""
 
 
 def own_loss(out, values):
@@ -57,6 +58,7 @@ def test_every_gradient_by_name(shape, dtype):
     own_loss(expected, values).backward()
     assert close(out, expected)
     assert close(chosen.values_BK, values, dtype)
+    assert (chosen.values_BK == 0).any() == (shape == SIZES[0])
     for name in NAMES:
         assert close(ours[name].grad, theirs[name].grad, dtype), name
         assert ours[name].grad.dtype == ours[name].dtype, name
@@ -76,7 +78,7 @@ def test_only_what_asks_for_a_gradient_gets_one(name):
     given = {key: value.detach() for key, value in parameters(SIZES[0], torch.float32).items()}
     given[name].requires_grad_()
     chosen = kernels.encode_top_k(
-        given["x"], given["W_enc"], given["b_enc"], given["b_dec"] if name == "b_dec" else None, 3
+        given["x"], given["W_enc"], given["b_enc"], given["b_dec"] if name == "b_dec" else None, 30
     )
     kernels.decode(chosen, given["W_dec"]).sum().backward()
     assert given[name].grad.any()
@@ -85,7 +87,7 @@ def test_only_what_asks_for_a_gradient_gets_one(name):
 
 def test_a_second_derivative_is_refused():
     given = parameters(SIZES[0], torch.float32)
-    chosen = kernels.encode_top_k(given["x"], given["W_enc"], given["b_enc"], None, 3)
+    chosen = kernels.encode_top_k(given["x"], given["W_enc"], given["b_enc"], None, 30)
     out = kernels.decode(chosen, given["W_dec"]).pow(2).sum()
     (first,) = torch.autograd.grad(out, given["W_dec"], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):

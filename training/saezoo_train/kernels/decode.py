@@ -51,7 +51,9 @@ def decode_loss_kernel(
     BIAS: tl.constexpr,
     RELU: tl.constexpr,
 ):
-    """Reconstruction, squared error, its gradient and that of the values. K <= KB."""
+    """Reconstruction, squared error, its gradient and that of the values; with RELU, values of 0
+    get none. K <= KB.
+    """
     token = tl.program_id(0).to(tl.int64)
     slots = tl.arange(0, KB)
     latents, numbers, used = read_slots(values, idx, token * K, slots, K, M, RELU)
@@ -68,8 +70,6 @@ def decode_loss_kernel(
         squares += error * error
         back += tl.sum(rows * rounded[None, :], axis=1)
     tl.store(loss + token, tl.sum(squares, axis=0))
-    if RELU:
-        back = tl.where(numbers > 0, back, 0.0)
     tl.store(dvalues + token * K + slots, back, mask=slots < K)
 
 
@@ -108,20 +108,18 @@ def decode_error_kernel(
 def pair_products_kernel(
     rows, values, idx, W, out, M, D, K, KB: tl.constexpr, BD: tl.constexpr, RELU: tl.constexpr
 ):
-    """rows[token] . W[latent] of some slots of a token; RELU: 0 where their value is not positive,
-    else values is not looked at.
+    """rows[token] . W[latent] of some slots of a token; RELU: 0 where their value is 0, else values
+    is not looked at.
     """
     token = tl.program_id(0).to(tl.int64)
     slots = tl.program_id(1) * KB + tl.arange(0, KB)
-    latents, numbers, used = read_slots(values, idx, token * K, slots, K, M, RELU)
+    latents, _, used = read_slots(values, idx, token * K, slots, K, M, RELU)
     back = tl.zeros([KB], dtype=tl.float32)
     for begin in range(0, D, BD):
         columns = begin + tl.arange(0, BD)
         inside = columns < D
         row = tl.load(rows + token * D + columns, mask=inside, other=0.0).to(tl.float32)
         back += tl.sum(read_rows(W, latents, columns, used, inside, D) * row[None, :], axis=1)
-    if RELU:
-        back = tl.where(numbers > 0, back, 0.0)
     tl.store(out + token * K + slots, back, mask=slots < K)
 
 

@@ -37,20 +37,24 @@ def list_sums(
     partial,
     first,
     last,
-    columns,
-    inside,
+    columns1,
+    columns2,
     D,
     K,
+    TWO: tl.constexpr,
     SPLIT: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """sum of weights[place] * rows[token of place, columns] over order[first:last] of some latents:
-    (R, D), float32. partial: sums of whole blocks.
+    """sum of weights[place] * rows[token of place] over order[first:last] of some latents, at two
+    stretches of columns, of which the second counts only with TWO: (R, columns) each, float32.
+    partial: sums of whole blocks.
     """
+    inside1, inside2 = (columns1 < D)[None, :], (columns2 < D)[None, :]
+    sums1 = tl.zeros_like(first).to(tl.float32)[:, None] + tl.zeros_like(columns1)[None, :]
+    sums2 = tl.zeros_like(first).to(tl.float32)[:, None] + tl.zeros_like(columns2)[None, :]
     head, tail = _ends(first, last, SPLIT)
     before = head - first
     alone = before + (last - tail)
-    sums = tl.zeros_like(first).to(tl.float32)[:, None] + tl.zeros_like(columns)[None, :]
     for at in range(0, tl.max(alone, axis=0), UNROLL):
         # unrolled, so that several rows are on their way at once
         for more in tl.static_range(UNROLL):
@@ -58,23 +62,21 @@ def list_sums(
             on = step < alone
             position = first + step + tl.where(step < before, 0, tail - head)
             place = tl.load(order + position, mask=on, other=0)
-            weight = tl.load(weights + place, mask=on, other=0.0).to(tl.float32)
-            token = (place // K).to(tl.int64)
-            row = tl.load(
-                rows + token[:, None] * D + columns[None, :],
-                mask=(weight != 0)[:, None] & inside[None, :],
-                other=0.0,
-            )
-            sums += weight[:, None] * row.to(tl.float32)
+            weight = tl.load(weights + place, mask=on, other=0.0).to(tl.float32)[:, None]
+            row = rows + (place // K).to(tl.int64)[:, None] * D
+            some = tl.load(row + columns1[None, :], mask=on[:, None] & inside1, other=0.0)
+            sums1 += weight * some.to(tl.float32)
+            if TWO:
+                some = tl.load(row + columns2[None, :], mask=on[:, None] & inside2, other=0.0)
+                sums2 += weight * some.to(tl.float32)
     blocks = (tail - head) // SPLIT
     for block in range(0, tl.max(blocks, axis=0)):
-        where = (head // SPLIT + block).to(tl.int64)
-        sums += tl.load(
-            partial + where[:, None] * D + columns[None, :],
-            mask=(block < blocks)[:, None] & inside[None, :],
-            other=0.0,
-        )
-    return sums
+        on = (block < blocks)[:, None]
+        row = partial + (head // SPLIT + block).to(tl.int64)[:, None] * D
+        sums1 += tl.load(row + columns1[None, :], mask=on & inside1, other=0.0)
+        if TWO:
+            sums2 += tl.load(row + columns2[None, :], mask=on & inside2, other=0.0)
+    return sums1, sums2
 
 
 @triton.jit
@@ -105,7 +107,7 @@ def block_sums_kernel(
             token = (place // K).to(tl.int64)
             row = tl.load(
                 rows + token[:, None] * D + columns[None, :],
-                mask=(weight != 0)[:, None] & inside[None, :],
+                mask=inside[None, :],
                 other=0.0,
             )
             sums += weight[:, None] * row.to(tl.float32)
@@ -168,14 +170,13 @@ def gradient_kernel(
     latent = tl.program_id(0) * R + tl.arange(0, R)
     valid = latent < M
     columns = tl.program_id(1) * BD + tl.arange(0, BD)
-    inside = columns < D
     first = tl.load(starts + latent, mask=valid, other=0)
     last = tl.load(starts + latent + 1, mask=valid, other=0)
-    sums = list_sums(
-        weights, rows, order, partial, first, last, columns, inside, D, K, SPLIT, UNROLL
+    sums, _ = list_sums(
+        weights, rows, order, partial, first, last, columns, columns, D, K, False, SPLIT, UNROLL
     )
     places = latent.to(tl.int64)[:, None] * D + columns[None, :]
-    tl.store(out + places, sums, mask=valid[:, None] & inside[None, :])
+    tl.store(out + places, sums, mask=valid[:, None] & (columns < D)[None, :])
 
 
 @triton.jit
@@ -303,4 +304,4 @@ def weighted_rows(weights_M: Tensor, W_MD: Tensor) -> Tensor:
 
 def unroll(columns: int) -> int:
     """Rows of a list that are read at once."""
-    return 1 if _launch.interpreted() else 4 if columns <= 2048 else 2
+    return 1 if _launch.interpreted() else 8 if columns <= 512 else 4 if columns <= 2048 else 2

@@ -28,32 +28,10 @@ from saezoo_train.kernels.sums import (
 
 
 @triton.jit
-def _gradient(
-    weights,
-    rows,
-    order,
-    partial,
-    slot,
-    extra,
-    first,
-    last,
-    columns,
-    inside,
-    D,
-    K,
-    SPLIT: tl.constexpr,
-    UNROLL: tl.constexpr,
-    EXTRA: tl.constexpr,
-):
-    """A piece of the gradient of some rows, (R, columns)."""
-    sums = list_sums(
-        weights, rows, order, partial, first, last, columns, inside, D, K, SPLIT, UNROLL
-    )
-    if EXTRA:
-        places = slot.to(tl.int64)[:, None] * D + columns[None, :]
-        mask = (slot >= 0)[:, None] & inside[None, :]
-        sums += tl.load(extra + places, mask=mask, other=0.0).to(tl.float32)
-    return sums
+def _add_extra(sums, extra, slot, columns, D):
+    places = slot.to(tl.int64)[:, None] * D + columns[None, :]
+    mask = (slot >= 0)[:, None] & (columns < D)[None, :]
+    return sums + tl.load(extra + places, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -95,28 +73,24 @@ def update_kernel(
     valid = latent < M
     first = tl.load(starts + latent, mask=valid, other=0)
     last = tl.load(starts + latent + 1, mask=valid, other=0)
-    slot = first
+    base = latent.to(tl.int64)[:, None] * D
+    columns1 = tl.arange(0, D1)
+    columns2 = D1 + tl.arange(0, D2) if D2 > 0 else columns1
+    places1, places2 = base + columns1[None, :], base + columns2[None, :]
+    mask1 = valid[:, None] & (columns1 < D)[None, :]
+    mask2 = valid[:, None] & (columns2 < D)[None, :]
+
+    g1, g2 = list_sums(
+        weights, rows, order, partial, first, last, columns1, columns2, D, K, D2 > 0, SPLIT, UNROLL
+    )
     if EXTRA:
         slot = tl.load(slots + latent, mask=valid, other=-1)
-    base = latent.to(tl.int64)[:, None] * D
-
-    columns1 = tl.arange(0, D1)
-    inside1 = columns1 < D
-    places1, mask1 = base + columns1[None, :], valid[:, None] & inside1[None, :]
-    g1 = _gradient(
-        weights, rows, order, partial, slot, extra, first, last, columns1, inside1, D, K, SPLIT,
-        UNROLL, EXTRA,
-    )  # fmt: skip
+        g1 = _add_extra(g1, extra, slot, columns1, D)
+        if D2 > 0:
+            g2 = _add_extra(g2, extra, slot, columns2, D)
     w1 = tl.load(W + places1, mask=mask1, other=0.0)
     along, square = tl.sum(g1 * w1, axis=1), tl.sum(w1 * w1, axis=1)
     if D2 > 0:
-        columns2 = D1 + tl.arange(0, D2)
-        inside2 = columns2 < D
-        places2, mask2 = base + columns2[None, :], valid[:, None] & inside2[None, :]
-        g2 = _gradient(
-            weights, rows, order, partial, slot, extra, first, last, columns2, inside2, D, K, SPLIT,
-            UNROLL, EXTRA,
-        )  # fmt: skip
         w2 = tl.load(W + places2, mask=mask2, other=0.0)
         along += tl.sum(g2 * w2, axis=1)
         square += tl.sum(w2 * w2, axis=1)
