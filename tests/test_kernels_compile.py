@@ -15,7 +15,19 @@ if sys.platform != "linux":
     pytest.skip("Triton is for Linux", allow_module_level=True)
 
 import triton
-from saezoo_train.kernels import adam, auxk, batch_top_k, centre, csc, decode, select, sums, update
+from saezoo_train.kernels import (
+    LONGEST,
+    WIDEST,
+    adam,
+    auxk,
+    batch_top_k,
+    centre,
+    csc,
+    decode,
+    select,
+    sums,
+    update,
+)
 from saezoo_train.kernels import encode as encoder
 from saezoo_train.kernels._launch import OPTIONS
 from triton.backends.compiler import GPUTarget
@@ -74,8 +86,9 @@ def encodes():
                        arches, num_stages=options["num_stages"])  # fmt: skip
         constants, options = encode(encoder.HOPPER, **offset)
         types = described(encoder.HOPPER) | maxima
-        yield pick(f"encode by descriptors{tail}", encoder._encode_tma, constants,
-                   options["num_warps"], types, (90,), num_stages=options["num_stages"])  # fmt: skip
+        name, warps = f"encode by descriptors{tail}", options["num_warps"]
+        yield pick(name, encoder._encode_tma, constants, warps, types, (90,),
+                   num_stages=options["num_stages"])  # fmt: skip
     constants, options = encode(encoder.AMPERE, EVEN=False, HAS_OFFSET=False)
     yield pick("encode, odd d", encoder._encode, constants, options["num_warps"],
                {"maxima": "*bf16"}, (80,), num_stages=options["num_stages"])  # fmt: skip
@@ -83,16 +96,18 @@ def encodes():
 
 def selections():
     """For 32,768 latents, k 32; for 131,072, k 64; for the longest lists."""
-    for groups, k in ((1024, 32), (4096, 64), (1024, 512)):
+    for groups, k in ((1024, 32), (4096, 64), (WIDEST // 32, LONGEST)):
         wide, some = LONG_ROWS | {"WIDTH": groups}, LONG_ROWS | {"WIDTH": k, "GROUP": 32}
-        warps, fewer = select._warps(groups), select._warps(k * 32)
+        warps, fewer = select.warps(groups), select.warps(k * 32)
         yield pick(f"best groups {groups}", select._best_groups, wide, warps)
-        yield pick(f"best elements {k}", select._best_elements, some | {"RELU": True}, fewer)
+        yield pick(f"thresholds {k}", select._thresholds, some, fewer)
         listed = wide | {"SLOTS": k}
         yield pick(f"groups from {groups}", select._groups_from, listed, warps)
+        chunk = min(k * 32, select.CHUNK)
         for by_bound in (False, True):
-            emitted = some | {"SLOTS": k, "BY_BOUND": by_bound}
-            yield pick(f"emit {k} {by_bound}", select._emit, emitted, fewer)
+            emitted = some | {"WIDTH": chunk, "SLOTS": k, "BY_BOUND": by_bound, "EACH": True}
+            emitted |= {"POSITIVE": False, "RELU": not by_bound}
+            yield pick(f"emit {k} {by_bound}", select._emit, emitted, select.warps(2 * chunk))
         yield pick(f"count candidates {k}", batch_top_k._count_candidates, some, 8)
         yield pick(f"count equal {k}", batch_top_k._count_equal, some, 8)
     yield pick("count bins", batch_top_k._count_bins, {"BITS": 16, "BLOCK": 4096}, 8)

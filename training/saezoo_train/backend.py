@@ -11,7 +11,7 @@ from saezoo.errors import ConfigError
 from saezoo.gpu import why_no_triton
 from saezoo_train.architectures import BatchTopK, Gated, JumpReLU, TopK
 from saezoo_train.config import Recipe
-from saezoo_train.kernels import LONGEST
+from saezoo_train.kernels import LONGEST, WIDEST
 from saezoo_train.own import find_architecture
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,8 @@ def why_no_formula(recipe: Recipe) -> str | None:
         return "there are no kernels for Multi-TopK (sae.multi_k)"
     if getattr(options, "pre_act_coefficient", 0):
         return "there are no kernels for sae.pre_act_coefficient"
+    if options.d_sae > WIDEST:
+        return f"the kernels hold at most {WIDEST:,} latents, sae.d_sae is {options.d_sae:,}"
     most = max(getattr(options, "k", 0), getattr(options, "k_start", None) or 0)
     if most > LONGEST:
         return f"the kernels hold at most {LONGEST} latents a token, sae.k is {most}"

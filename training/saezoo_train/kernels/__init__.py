@@ -13,3 +13,5 @@ Where Triton is not installed, `reference`, `rows`, `entries` and `step` can be 
 
 LONGEST = 512
 """Latents of one token that a list can hold."""
+WIDEST = 2**19
+"""Latents of which a program can hold the maxima of groups."""

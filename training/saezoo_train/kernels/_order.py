@@ -41,13 +41,10 @@ def first_k(key_RC, inside_RC, k, BITS: tl.constexpr):
 
 
 @triton.jit
-def candidates(
-    groups, row, inside_R, M, C, GROUP: tl.constexpr, WIDTH: tl.constexpr
-):  # fmt: skip
-    """The latents of each row's listed groups, (R, WIDTH * GROUP), rising; and which of these
-    places hold one.
+def candidates(groups, row, inside_R, column, M, C, GROUP: tl.constexpr):
+    """The latents at these places (1, columns) of each row's listed groups, rising: (R, columns);
+    and which of the places hold one.
     """
-    column = tl.arange(0, WIDTH * GROUP)[None, :]
     listed = (column // GROUP < C) & inside_R[:, None]
     group = tl.load(groups + row[:, None] * C + column // GROUP, mask=listed, other=0)
     latent = group * GROUP + column % GROUP

@@ -49,7 +49,7 @@ def select_batch_top_k(
     # what is left of the equal ones when the tokens before have taken theirs
     allowed_B = (state[1] - (ties_B.cumsum(0, dtype=torch.int32) - ties_B)).clamp_min(0)
     values_BK, idx_BK, counts_B = emit(
-        pre_BM, groups_BC, capacity, key=state, ties_B=allowed_B.minimum(ties_B)
+        pre_BM, groups_BC, capacity, keys=state[:1], ties_B=allowed_B, positive=True
     )
     used = idx_BK < pre_BM.shape[1]
     smallest = values_BK.where(used, torch.inf).amin()
@@ -120,7 +120,8 @@ def _count_bins(flat, state, bins, N, shift, BITS: tl.constexpr, BLOCK: tl.const
 def _keys(
     pre_bits, groups, row, B, M, C, BITS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
-    latent, inside = candidates(groups, row, row < B, M, C, GROUP, WIDTH)
+    column = tl.arange(0, WIDTH * GROUP)[None, :]
+    latent, inside = candidates(groups, row, row < B, column, M, C, GROUP)
     found = tl.load(pre_bits + row[:, None] * M + latent, mask=inside, other=0)
     return key_of(found, BITS), inside
 

@@ -14,22 +14,23 @@ import triton.language as tl
 from torch import Tensor
 
 from saezoo.errors import InputError
-from saezoo_train.kernels import LONGEST
+from saezoo_train.kernels import LONGEST, WIDEST
 from saezoo_train.kernels._launch import (
     OPTIONS,
     checked,
     empty,
+    interpreted,
     next_power,
     refuse_longer,
     rows_a_program,
 )
-from saezoo_train.kernels._order import LOWEST, candidates, first_k, key_of
+from saezoo_train.kernels._order import LOWEST, candidates, first_k, key_of, kth_largest
 from saezoo_train.kernels.encode import GROUP
 
 # B tokens, M d_sae, G groups of latents, C listed groups of a token, K slots of a token
 
-MOST_GROUPS = 2**15
-"""Maxima of one token that a program can hold: latents up to a million."""
+CHUNK = 2048
+"""Candidates of a token that are looked at together when lists are written."""
 
 
 def select_top_k(
@@ -46,21 +47,22 @@ def select_top_k(
         raise InputError(f"k={k} is more than d_sae={M}")
     C = min(k, G)
     groups_BC = empty((B, C), pre_BM, torch.int32)
-    values_BK, idx_BK = empty((B, k), pre_BM, torch.float32), empty((B, k), pre_BM, torch.int32)
     rows = rows_a_program(B, interpreted_rows=32)
     grid = (triton.cdiv(B, rows),)
     width = next_power(G)
     _best_groups[grid](
         bits(maxima_BG), groups_BC, B, G, C,
-        BITS=8 * maxima_BG.element_size(), WIDTH=width, ROWS=rows, num_warps=_warps(width),
+        BITS=8 * maxima_BG.element_size(), WIDTH=width, ROWS=rows, num_warps=warps(width),
         **OPTIONS,
     )  # fmt: skip
+    keys_B, ties_B = empty((B,), groups_BC), empty((B,), groups_BC)
     width = next_power(C)
-    _best_elements[grid](
-        pre_BM, bits(pre_BM), groups_BC, values_BK, idx_BK, B, M, C, k,
-        RELU=relu, BITS=8 * pre_BM.element_size(), GROUP=GROUP, WIDTH=width, ROWS=rows,
-        num_warps=_warps(width * GROUP), **OPTIONS,
+    _thresholds[grid](
+        bits(pre_BM), groups_BC, keys_B, ties_B, B, M, C, k,
+        BITS=8 * pre_BM.element_size(), GROUP=GROUP, WIDTH=width, ROWS=rows,
+        num_warps=warps(width * GROUP), **OPTIONS,
     )  # fmt: skip
+    values_BK, idx_BK, _ = emit(pre_BM, groups_BC, k, keys=keys_B, ties_B=ties_B, relu=relu)
     return values_BK, idx_BK
 
 
@@ -89,11 +91,11 @@ def refuse(pre_BM: Tensor, maxima_BG: Tensor, **lengths: int) -> None:
     checked(pre=pre_BM, maxima=maxima_BG)
     for name, number in lengths.items():
         refuse_longer(name, number)
-    (B, M), G = pre_BM.shape, maxima_BG.shape[1]
-    if maxima_BG.shape != (B, triton.cdiv(M, GROUP)) or G > MOST_GROUPS:
+    B, M = pre_BM.shape
+    if maxima_BG.shape != (B, triton.cdiv(M, GROUP)) or M > WIDEST:
         raise InputError(
             f"maxima {tuple(maxima_BG.shape)} for pre-activations {tuple(pre_BM.shape)}: one for "
-            f"each {GROUP} latents is wanted, of at most {MOST_GROUPS * GROUP} latents"
+            f"each {GROUP} latents is wanted, of at most {WIDEST} latents"
         )
 
 
@@ -112,7 +114,7 @@ def list_groups(maxima_BG: Tensor, least: Tensor, C: int) -> tuple[Tensor, Tenso
     _groups_from[(triton.cdiv(B, rows),)](
         bits(maxima_BG), groups_BC, groups_B, least, B, G, C,
         BITS=8 * maxima_BG.element_size(), WIDTH=width, SLOTS=next_power(C), ROWS=rows,
-        num_warps=_warps(width), **OPTIONS,
+        num_warps=warps(width), **OPTIONS,
     )  # fmt: skip
     return groups_BC, groups_B
 
@@ -123,22 +125,28 @@ def emit(
     capacity: int,
     *,
     bound_M: Tensor | None = None,
-    key: Tensor | None = None,
+    keys: Tensor | None = None,
     ties_B: Tensor | None = None,
+    positive: bool = False,
+    relu: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Lists of what is above `bound_M` in the listed groups; or of what has more than the key, and
-    of those that have it the first ties_B of each token. Values, indices, and how many there were.
+    """Lists of what is above `bound_M` in the listed groups; or of what is above a key, one for all
+    tokens or one a token, and of what has that key the first ties_B of each token. positive: only
+    of what is above 0. Values, 0 instead of negative ones where `relu`, indices, and how many there
+    were.
     """
     (B, M), C = pre_BM.shape, groups_BC.shape[1]
     values_BK = empty((B, capacity), pre_BM, torch.float32)
     idx_BK, counts_B = empty((B, capacity), groups_BC), empty((B,), groups_BC)
-    rows, width = rows_a_program(B, interpreted_rows=32), next_power(C)
+    rows = rows_a_program(B, interpreted_rows=32)
+    chunk = next_power(C) * GROUP if interpreted() else min(next_power(C) * GROUP, CHUNK)
     _emit[(triton.cdiv(B, rows),)](
         pre_BM, bits(pre_BM), groups_BC, pre_BM if bound_M is None else bound_M,
-        groups_BC if key is None else key, groups_BC if ties_B is None else ties_B,
+        groups_BC if keys is None else keys, groups_BC if ties_B is None else ties_B,
         values_BK, idx_BK, counts_B, B, M, C, capacity,
-        BY_BOUND=bound_M is not None, BITS=8 * pre_BM.element_size(), GROUP=GROUP, WIDTH=width,
-        SLOTS=next_power(capacity), ROWS=rows, num_warps=_warps(width * GROUP), **OPTIONS,
+        BY_BOUND=bound_M is not None, EACH=keys is not None and keys.numel() == B > 1,
+        POSITIVE=positive, RELU=relu, BITS=8 * pre_BM.element_size(), GROUP=GROUP, WIDTH=chunk,
+        SLOTS=next_power(capacity), ROWS=rows, num_warps=warps(2 * chunk), **OPTIONS,
     )  # fmt: skip
     return values_BK, idx_BK, counts_B
 
@@ -153,9 +161,9 @@ def most_groups(G: int, capacity: int) -> int:
     return min(G, 2 * capacity, LONGEST)
 
 
-def _warps(width: int) -> int:
-    """So that a thread holds at most 64 of a row's numbers."""
-    return min(max(width // 2048, 1), 16)
+def warps(width: int) -> int:
+    """So that a thread holds at most 32 of a row's numbers: more of them spill."""
+    return min(max(width // 1024, 1), 16)
 
 
 @triton.jit
@@ -173,22 +181,22 @@ def _best_groups(
 
 
 @triton.jit
-def _best_elements(
-    pre, pre_bits, groups, values, idx, B, M, C, k,
-    RELU: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr,
-    ROWS: tl.constexpr,
+def _thresholds(
+    pre_bits, groups, keys, ties, B, M, C, k,
+    BITS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
+    """The k-th largest key of each token's listed groups, and how many of those that have it are
+    among the k largest.
+    """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    latent, inside = candidates(groups, row, row < B, M, C, GROUP, WIDTH)
+    column = tl.arange(0, WIDTH * GROUP)[None, :]
+    latent, inside = candidates(groups, row, row < B, column, M, C, GROUP)
     key = key_of(tl.load(pre_bits + row[:, None] * M + latent, mask=inside, other=0), BITS)
-    chosen = first_k(tl.where(inside, key, LOWEST), inside, k, BITS)
-    place = row[:, None] * k + tl.cumsum(chosen.to(tl.int32), 1) - 1
-    value = tl.load(pre + row[:, None] * M + latent, mask=chosen, other=0.0).to(tl.float32)
-    if RELU:
-        # written so that NaN stays
-        value = tl.where(value <= 0.0, 0.0, value)
-    tl.store(values + place, value, mask=chosen)
-    tl.store(idx + place, latent, mask=chosen)
+    key = tl.where(inside, key, LOWEST)
+    kth = kth_largest(key, k, BITS)
+    above = tl.sum((key > kth[:, None]).to(tl.int32), 1)
+    tl.store(keys + row, kth, mask=row < B)
+    tl.store(ties + row, k - above, mask=row < B)
 
 
 @triton.jit
@@ -213,30 +221,41 @@ def _groups_from(
 
 @triton.jit
 def _emit(
-    pre, pre_bits, groups, bound, tau, ties, values, idx, counts, B, M, C, K,
-    BY_BOUND: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr,
-    SLOTS: tl.constexpr, ROWS: tl.constexpr,
+    pre, pre_bits, groups, bound, keys, ties, values, idx, counts, B, M, C, K,
+    BY_BOUND: tl.constexpr, EACH: tl.constexpr, POSITIVE: tl.constexpr, RELU: tl.constexpr,
+    BITS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    latent, inside = candidates(groups, row, row < B, M, C, GROUP, WIDTH)
-    value = tl.load(pre + row[:, None] * M + latent, mask=inside, other=0.0).to(tl.float32)
-    if BY_BOUND:
-        chosen = inside & (value > tl.load(bound + latent, mask=inside, other=0.0))
-    else:
-        key = key_of(tl.load(pre_bits + row[:, None] * M + latent, mask=inside, other=0), BITS)
-        kth = tl.load(tau)
-        equal = inside & (key == kth) & (key > 0)
-        rank = tl.cumsum(equal.to(tl.int32), 1)
-        allowed = tl.load(ties + row, mask=row < B, other=0)
-        chosen = (inside & (key > kth) & (key > 0)) | (equal & (rank <= allowed[:, None]))
-    place = tl.cumsum(chosen.to(tl.int32), 1) - 1
-    rows = row[:, None] * K
-    kept = chosen & (place < K)
-    tl.store(values + rows + place, value, mask=kept)
-    tl.store(idx + rows + place, latent, mask=kept)
-    count = tl.sum(chosen.to(tl.int32), 1)
+    if not BY_BOUND:
+        kth = tl.load(keys + (row if EACH else row * 0), mask=row < B, other=0)[:, None]
+        left = tl.load(ties + row, mask=row < B, other=0)
+    count = tl.zeros((ROWS,), tl.int32)
+    for start in range(0, C * GROUP, WIDTH):
+        column = start + tl.arange(0, WIDTH)[None, :]
+        latent, inside = candidates(groups, row, row < B, column, M, C, GROUP)
+        value = tl.load(pre + row[:, None] * M + latent, mask=inside, other=0.0).to(tl.float32)
+        if BY_BOUND:
+            chosen = inside & (value > tl.load(bound + latent, mask=inside, other=0.0))
+        else:
+            key = key_of(tl.load(pre_bits + row[:, None] * M + latent, mask=inside, other=0), BITS)
+            if POSITIVE:
+                inside = inside & (key > 0)
+            equal = inside & (key == kth)
+            chosen = inside & (key > kth)
+            chosen = chosen | (equal & (tl.cumsum(equal.to(tl.int32), 1) <= left[:, None]))
+            left -= tl.sum(equal.to(tl.int32), 1)
+        place = count[:, None] + tl.cumsum(chosen.to(tl.int32), 1) - 1
+        kept = chosen & (place < K)
+        if RELU:
+            # written so that NaN stays
+            value = tl.where(value <= 0.0, 0.0, value)
+        tl.store(values + row[:, None] * K + place, value, mask=kept)
+        tl.store(idx + row[:, None] * K + place, latent, mask=kept)
+        count += tl.sum(chosen.to(tl.int32), 1)
     slot = tl.arange(0, SLOTS)[None, :]
     unused = (row < B)[:, None] & (slot < K) & (slot >= count[:, None])
+    rows = row[:, None] * K
     tl.store(values + rows + slot, tl.zeros_like(slot).to(tl.float32), mask=unused)
     tl.store(idx + rows + slot, tl.zeros_like(slot) + M, mask=unused)
     tl.store(counts + row, count, mask=row < B)
