@@ -169,10 +169,9 @@ def others():
     yield pick("weighted rows", sums.weighted_rows_kernel, rows, types={"out": "*fp32"})
     vector = {"BLOCK": 1024, "BETA1": 0.9, "BETA2": 0.999, "EPS": 1e-8, "LEAST": False}
     yield pick("update vector", adam.update_vector_kernel, vector, types={"least": "fp32"})
-    for width in (512, 16_384):
+    for width in (512, auxk.WIDEST):
         largest = {"R": 1, "WIDTH": width, "LOWEST": 16}
-        warps = 4 if width <= 4096 else 16
-        types = {"out": "*bf16"}
+        types, warps = {"out": "*bf16"}, auxk.warps(width)
         yield pick(f"keep largest {width}", auxk.keep_largest_kernel, largest, warps, types)
 
 

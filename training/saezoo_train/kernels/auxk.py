@@ -15,7 +15,7 @@ from saezoo_train.kernels.rows import Extra
 
 # B tokens, D d_in, M d_sae, A room for dead latents
 
-WIDEST = 16_384
+WIDEST = 8_192
 """Columns of which one program can find the largest."""
 LOWEST = {torch.float16: 13, torch.bfloat16: 16}
 """The lowest bit of a float32 that a number of this dtype can set."""
@@ -68,10 +68,15 @@ def keep_largest(pre_BA: Tensor, k: int) -> Tensor:
         R=some,
         WIDTH=_launch.next_power(width),
         LOWEST=LOWEST.get(pre_BA.dtype, 0),
-        num_warps=4 if width <= 4096 else 16,
+        num_warps=warps(width),
         **_launch.OPTIONS,
     )
     return out
+
+
+def warps(width: int) -> int:
+    """Warps of a program: with more, the widest rows do not fit into their registers."""
+    return 4 if width <= 4096 else 8
 
 
 def dead_rows(silent_M: Tensor, after: int, capacity: int) -> Tensor:
