@@ -30,6 +30,10 @@ faster (measured on CPU).
 """
 
 
+SUMMED_BY_KERNEL = (torch.float32, torch.float16, torch.bfloat16)
+"""Decoders whose rows a GPU's own kernel sums, in float32."""
+
+
 @dataclass(frozen=True)
 class SparseFeatures:
     """Active features of each token, strongest (by magnitude) first; unused slots hold value 0 and
@@ -149,7 +153,8 @@ def decode_sparse(features: SparseFeatures, W_dec: Tensor) -> Tensor:
         return _decode_tiles(features, W_dec)
     values, indices = features.values.reshape(-1, k_max), features.indices.reshape(-1, k_max)
     wants_gradient = torch.is_grad_enabled() and (values.requires_grad or W_dec.requires_grad)
-    if W_dec.is_contiguous() and not wants_gradient and runs_kernels(W_dec.device):
+    summable = W_dec.is_contiguous() and W_dec.dtype in SUMMED_BY_KERNEL
+    if summable and not wants_gradient and runs_kernels(W_dec.device):
         from saezoo.sparse_gpu import decode
 
         flat = decode(values.contiguous(), indices.contiguous(), W_dec.detach())

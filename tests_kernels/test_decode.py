@@ -105,6 +105,13 @@ def test_a_gradient_goes_through_torchs_own_sum(monkeypatch):
     assert close(W.grad, features.to_dense().sum(0)[:, None].expand(300, 40))
 
 
+def test_float64_is_summed_in_float64(monkeypatch):
+    monkeypatch.setattr(sparse, "runs_kernels", lambda _: True)
+    features = sparse.pack_active((numbers(9, 300).double() - 1.8).relu())
+    W = numbers(300, 40, seed=2).double()
+    assert close(sparse.decode_sparse(features, W), features.to_dense() @ W, torch.float64)
+
+
 def test_a_device_that_cannot_run_them_is_left_alone():
     assert not sparse.runs_kernels(torch.device("cpu"))
 
