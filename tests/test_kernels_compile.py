@@ -89,6 +89,10 @@ def encodes():
         name, warps = f"encode by descriptors{tail}", options["num_warps"]
         yield pick(name, encoder._encode_tma, constants, warps, types, (90,),
                    num_stages=options["num_stages"])  # fmt: skip
+    constants, options = encode(encoder.FLOAT32, EVEN=False, HAS_OFFSET=False)
+    types = dict.fromkeys(("x", "w", "pre", "maxima"), "*fp32")
+    yield pick("encode float32", encoder._encode, constants, options["num_warps"], types,
+               num_stages=options["num_stages"])  # fmt: skip
     constants, options = encode(encoder.AMPERE, EVEN=False, HAS_OFFSET=False)
     yield pick("encode, odd d", encoder._encode, constants, options["num_warps"],
                {"maxima": "*bf16"}, (80,), num_stages=options["num_stages"])  # fmt: skip

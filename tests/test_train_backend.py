@@ -40,6 +40,7 @@ def data(tmp_path):
 def able(monkeypatch):
     """A machine whose GPU can run the kernels."""
     monkeypatch.setattr("saezoo_train.backend.why_no_triton", lambda _device: None)
+    monkeypatch.setattr("saezoo_train.backend.why_no_launch", lambda _device: None)
 
 
 def chosen(device=CUDA, **changes):
@@ -132,6 +133,18 @@ def test_a_triton_that_cannot_be_imported_is_one_warning(monkeypatch, caplog):
     assert not chosen().kernels
     assert len(caplog.records) == 1
     assert "triton cannot be imported (OSError: libcuda.so is missing)" in caplog.text
+
+
+def test_a_driver_that_cannot_run_what_triton_compiles_is_one_warning(monkeypatch, caplog):
+    # here there is no driver at all: the launch itself fails
+    monkeypatch.setattr("saezoo_train.backend.why_no_triton", lambda _device: None)
+    monkeypatch.setattr(torch, "ones", lambda *shape, **_: torch.zeros(*shape))
+    found = chosen()
+    assert not found.kernels
+    assert len(caplog.records) == 1
+    assert "a first kernel failed (RuntimeError: " in caplog.text
+    with pytest.raises(ConfigError, match="a first kernel failed"):
+        chosen(**{"run.triton": True})
 
 
 def by_reference(monkeypatch):

@@ -47,12 +47,28 @@ def choose_backend(recipe: Recipe, device: torch.device) -> Backend:
     no_device = why_no_triton(device)
     reason = no_device or why_no_formula(recipe)
     if reason is None:
+        reason = no_device = why_no_launch(device)
+    if reason is None:
         return Backend(True, "steps are made by Triton kernels, products in bfloat16")
     if recipe.run.triton:
         raise ConfigError(f"run.triton=true, but {reason}; leave it out to train with torch ops")
     if no_device and device.type == "cuda":
         logger.warning("training goes on with torch ops, without Triton kernels: %s", reason)
     return Backend(False, f"steps are made by torch ops: {reason}")
+
+
+def why_no_launch(device: torch.device) -> str | None:
+    """Why a first small kernel failed there, such as a driver that is too old for what Triton
+    compiles; None where it ran.
+    """
+    from saezoo_train.kernels.centre import centre
+
+    try:
+        centre(torch.ones(2, 8, device=device), None, torch.bfloat16).sum().item()
+    except Exception as error:  # noqa: BLE001 compilers and drivers fail in their own ways
+        said = str(error).strip().splitlines()
+        return f"a first kernel failed ({type(error).__name__}: {said[0] if said else ''})"
+    return None
 
 
 def why_no_formula(recipe: Recipe) -> str | None:

@@ -7,6 +7,8 @@ radix selections over keys: the leading 8 bits are counted in 256 bins, the bin 
 is picked on the device, then the next 8 bits among the keys that have these.
 """
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -57,7 +59,9 @@ def select_batch_top_k(
     return values_BK, idx_BK, smallest, lacking(counts_B, capacity, groups_B, C)
 
 
-def _find(like, count, width, counter, *where) -> Tensor:  # type: ignore[no-untyped-def]
+def _find(
+    like: Tensor, count: int, width: int, counter: Callable[..., None], *where: Tensor
+) -> Tensor:
     """The key of rank `count` among the positive ones, 0 where there are fewer; and how many of
     that key belong to the first `count`: (2,) int32.
     """

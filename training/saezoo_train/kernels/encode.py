@@ -38,6 +38,8 @@ class Tile:
 
 HOPPER = Tile(128, 256, 64, 8, 8, 3)
 AMPERE = Tile(128, 128, 32, 8, 4, 4)
+FLOAT32 = Tile(64, 64, 32, 8, 4, 2)
+"""For who wants exact products: any GPU has room for it."""
 
 
 def encode(
@@ -81,11 +83,12 @@ def encode(
 
 def _tile(x_BD: Tensor, d_sae: int) -> Tile:
     if interpreted():
-        sides = (min(next_power(n), 256) for n in (len(x_BD), max(d_sae, GROUP), x_BD.shape[1]))
-        return Tile(*sides, along=2, warps=4, stages=1)
-    if torch.cuda.get_device_capability(x_BD.device) >= (9, 0) and x_BD.element_size() == 2:
-        return HOPPER
-    return AMPERE
+        sides = len(x_BD), max(d_sae, GROUP), x_BD.shape[1]
+        tokens, latents, inner = (min(next_power(side), 256) for side in sides)
+        return Tile(tokens, latents, inner, 2, 4, 1)
+    if x_BD.element_size() == 4:
+        return FLOAT32
+    return HOPPER if torch.cuda.get_device_capability(x_BD.device) >= (9, 0) else AMPERE
 
 
 def _fits_tma(*tensors: Tensor) -> bool:
