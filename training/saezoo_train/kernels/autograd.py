@@ -34,7 +34,7 @@ class Chosen:
     """float32, not negative; carries a gradient."""
     idx_BK: Tensor
     """int32, rising."""
-    order_BK: Tensor
+    order_N: Tensor
     """The slots by latent: see `saezoo_train.kernels.csc`."""
     starts_M1: Tensor
     dtype: torch.dtype
@@ -47,13 +47,13 @@ def encode_top_k(
     """ReLU(top_k(W_enc (x - b_dec) + b_enc)), exact for the pre-activations as they are rounded to
     x's dtype, of equal ones the lower index. b_dec None: nothing is subtracted.
     """
-    values_BK, *places = _EncodeTopK.apply(x_BD, W_enc_MD, b_enc_M, b_dec_D, k)
-    return Chosen(values_BK, *places, x_BD.dtype)
+    values_BK, idx_BK, order_N, starts_M1 = _EncodeTopK.apply(x_BD, W_enc_MD, b_enc_M, b_dec_D, k)
+    return Chosen(values_BK, idx_BK, order_N, starts_M1, x_BD.dtype)
 
 
 def decode(chosen: Chosen, W_dec_MD: Tensor, b_dec_D: Tensor | None = None) -> Tensor:
     """sum_k values[b, k] * W_dec[idx[b, k]] (+ b_dec), (B, D) in the dtype of products."""
-    places = (chosen.idx_BK, chosen.order_BK, chosen.starts_M1)
+    places = (chosen.idx_BK, chosen.order_N, chosen.starts_M1)
     return _Decode.apply(chosen.values_BK, W_dec_MD, b_dec_D, *places, chosen.dtype)
 
 

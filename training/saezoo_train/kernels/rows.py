@@ -54,5 +54,6 @@ def make_rows(
     are `compute`'s, or the matrices themselves where they have that dtype.
     """
     W_enc, W_dec = W_enc.detach(), W_dec.detach()
-    zeros = [torch.zeros_like(W_enc, dtype=moments) for _ in range(4)]
-    return Rows(W_enc, W_dec, *zeros, W_enc.to(compute), W_dec.to(compute))
+    enc_m, enc_v, dec_m, dec_v = (torch.zeros_like(W_enc, dtype=moments) for _ in range(4))
+    copies = W_enc.to(compute), W_dec.to(compute)
+    return Rows(W_enc, W_dec, enc_m, enc_v, dec_m, dec_v, *copies)

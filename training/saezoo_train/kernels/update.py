@@ -7,6 +7,8 @@ One latent a program. Rows are as wide as they are: a row of 768 is one piece of
 Formulas: `reference.py`; Adam as in torch.optim.Adam.
 """
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -25,6 +27,16 @@ from saezoo_train.kernels.sums import (
 )
 
 # B tokens, D d_in, M d_sae, K slots of a token, A dead latents
+
+
+@dataclass(frozen=True)
+class AdamStep:
+    """What Adam is told: see `update_rows`."""
+
+    rates_2: Tensor
+    betas: tuple[float, float]
+    eps: float
+    seed: Tensor | None
 
 
 @triton.jit
@@ -164,16 +176,15 @@ def update_rows(
         added_M = extra.db_A[extra.slot_M.clamp_min(0).long()]
         gb_M += added_M.where(extra.slot_M >= 0, 0)
     enc_part_D = weighted_rows(gb_M, rows.W_enc_c)
-    places = (idx_BK, order_N, starts_M1)
-    shared = {"rates_2": rates_2, "betas": betas, "eps": eps, "seed": seed}
+    places, step = (idx_BK, order_N, starts_M1), AdamStep(rates_2, betas, eps, seed)
     _update(
-        (rows.W_enc, rows.enc_m, rows.enc_v, rows.W_enc_c), dpre_BK, x_BD, *places,
-        extra=None if extra is None else (extra.slot_M, extra.dW_enc_AD), **shared,
+        (rows.W_enc, rows.enc_m, rows.enc_v, rows.W_enc_c), dpre_BK, x_BD, *places, step,
+        extra=None if extra is None else (extra.slot_M, extra.dW_enc_AD),
     )  # fmt: skip
     _update(
-        (rows.W_dec, rows.dec_m, rows.dec_v, rows.W_dec_c), values_BK, grad_BD, *places,
+        (rows.W_dec, rows.dec_m, rows.dec_v, rows.W_dec_c), values_BK, grad_BD, *places, step,
         extra=None if extra is None else (extra.slot_M, extra.dW_dec_AD),
-        unit_rows=unit_rows, pull_M=pull_M, norms_M=norms_M, **shared,
+        unit_rows=unit_rows, pull_M=pull_M, norms_M=norms_M,
     )  # fmt: skip
     return gb_M, enc_part_D
 
@@ -185,12 +196,9 @@ def _update(
     idx_BK: Tensor,
     order_N: Tensor,
     starts_M1: Tensor,
+    step: AdamStep,
     *,
     extra: tuple[Tensor, Tensor] | None,
-    rates_2: Tensor,
-    betas: tuple[float, float],
-    eps: float,
-    seed: Tensor | None,
     unit_rows: bool = False,
     pull_M: Tensor | None = None,
     norms_M: Tensor | None = None,
@@ -198,7 +206,7 @@ def _update(
     """A matrix, its moments and its copy."""
     d_sae, d = matrix[0].shape
     by_chance = matrix[1].dtype == torch.bfloat16
-    assert seed is not None or not by_chance, "moments in bfloat16 need a seed"
+    assert step.seed is not None or not by_chance, "moments in bfloat16 need a seed"
     first, rest = pieces(d)
     some = _launch.rows_a_program(d_sae)
     update_kernel[(triton.cdiv(d_sae, some),)](
@@ -210,9 +218,9 @@ def _update(
         block_sums(weights_BK, rows_BD, idx_BK, order_N, d_sae),
         *(extra or (starts_M1, rows_BD)),
         starts_M1 if pull_M is None else pull_M,
-        rates_2 if norms_M is None else norms_M,
-        rates_2,
-        starts_M1 if seed is None else seed,
+        step.rates_2 if norms_M is None else norms_M,
+        step.rates_2,
+        starts_M1 if step.seed is None else step.seed,
         d_sae,
         d,
         weights_BK.shape[1],
@@ -221,9 +229,9 @@ def _update(
         D2=rest,
         SPLIT=SPLIT,
         UNROLL=unroll(first),
-        BETA1=betas[0],
-        BETA2=betas[1],
-        EPS=eps,
+        BETA1=step.betas[0],
+        BETA2=step.betas[1],
+        EPS=step.eps,
         UNIT=unit_rows,
         EXTRA=extra is not None,
         PULL=pull_M is not None,
