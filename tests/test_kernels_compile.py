@@ -235,8 +235,9 @@ def test_it_compiles_and_does_not_spill(kernel, constants, options, types, arche
 
 def test_a_spill_would_be_seen(tmp_path):
     """More of a row than one warp's registers hold."""
-    constants = LONG_ROWS | {"WIDTH": 16_384}
-    got = compiled(select._best_groups, constants, {"num_warps": 1}, {}, 90)
+    constants = LONG_ROWS | {"WIDTH": 2048, "SLOTS": 64, "GROUP": 32, "BY_BOUND": False}
+    constants |= {"EACH": True, "POSITIVE": False, "RELU": True}
+    got = compiled(select._emit, constants, {"num_warps": 1}, {}, 90)
     assert spilled(ptxas(got.asm["ptx"], tmp_path)) > 0
 
 

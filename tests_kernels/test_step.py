@@ -32,6 +32,12 @@ CASES = {
         0.9,
     ),
     "jumprelu": ("jumprelu", {"d_sae": 40, "target_l0": 4, "sparsity_warmup": 0.5}, 0.0),
+    # fewer are on than wanted: thresholds fall, and stop at 0
+    "jumprelu, to 0": (
+        "jumprelu",
+        {"d_sae": 40, "target_l0": 39, "sparsity_warmup": 0, "threshold_init": 1e-3},
+        0.0,
+    ),
     "jumprelu, all options": (
         "jumprelu",
         {
