@@ -155,25 +155,30 @@ def check_repeats(size: Size, dtype: torch.dtype, device: str) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def check_training(size: Size, device: str) -> dict[str, Any]:
-    """FVU after the same training through the kernels here and through torch ops on the CPU."""
+def check_training(size: Size, device: str, lr: float) -> dict[str, Any]:
+    """FVU after the same training through the kernels here, with products in bfloat16, and through
+    torch ops on the CPU, in float32. The interpreter cuts numbers to bfloat16 instead of rounding
+    them: there the kernels compute in float32 too.
+    """
     from benchmarks.train.gpu_run import fvu
     from benchmarks.train.own import Own
 
     x_ND = synthetic((size.batches + 1) * size.batch, size.d_in, "cpu")
     found = {}
+    compute = torch.bfloat16 if device == "cuda" else torch.float32
     for kernels, place in ((True, device), (False, "cpu")):
         there = x_ND.to(place)
         task = Task(
-            size.d_in, size.d_sae, size.k, size.batch, size.steps, 0, 5e-3, 2, 0.2,
-            None, {}, there[:4096].float(), place,
+            size.d_in, size.d_sae, size.k, size.batch, size.steps, 0, lr,
+            max(2, size.steps // 10), 0.2, None, {}, there[:4096].float(), place,
         )  # fmt: skip
-        run = Own(task, "topk", kernels=kernels)
+        run = Own(task, "topk", kernels=kernels, compute=compute)
         for number, batch in enumerate(batches(there, size)):
             run.step(number, batch.float())
         found[kernels] = fvu(run.result(), there[-size.batch :].float())
     apart = abs(found[True] / found[False] - 1)
     return {
+        "products": str(compute),
         "fvu_kernels": found[True],
         "fvu_torch_on_cpu": found[False],
         "apart": apart,

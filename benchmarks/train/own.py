@@ -19,7 +19,15 @@ BETA1 = {"gated": 0.0, "jumprelu": 0.0}
 class Own:
     """Inputs of mean norm 1; the scale is folded away in `result`, which runs the exported SAE."""
 
-    def __init__(self, task: Task, architecture: str, *, kernels: bool = False) -> None:
+    def __init__(
+        self,
+        task: Task,
+        architecture: str,
+        *,
+        kernels: bool = False,
+        compute: torch.dtype = torch.bfloat16,
+    ) -> None:
+        """compute: of the kernels' products."""
         sample = task.sample
         scale = float(1 / sample.norm(dim=-1).mean())
         mean = sample.mean(0) * scale
@@ -52,7 +60,7 @@ class Own:
             from saezoo_train.kernels import kit
             from saezoo_train.kernels.step import KernelStep
 
-            self.kernel_step = KernelStep(self.model, self.adam, kit=kit)
+            self.kernel_step = KernelStep(self.model, self.adam, kit=kit, compute=compute)
 
     def step(self, number: int, x: Tensor) -> None:
         task = self.task
