@@ -51,6 +51,17 @@ def test_the_persistent_product_through_descriptors_is_the_same(dtype):
     assert_close(maxima, other_maxima, "maxima", dtype)
 
 
+@pytest.mark.parametrize("tma", [False, True])
+def test_what_lies_past_the_last_latent_is_no_maximum(tma):
+    if tma and device().type == "cuda" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("descriptors are sm_90's")
+    x, w = normal(5, 64, dtype=torch.float16), normal(72, 64, dtype=torch.float16)
+    b = torch.full((72,), -1000.0, device=device())
+    pre, maxima = encode(x, w, b, tile=SMALL, tma=tma)
+    assert (maxima < 0).all()
+    assert_same(maxima[:, 2], pre[:, 64:].amax(-1), "last group")
+
+
 def test_the_default_tile_takes_whole_inputs_that_are_not_contiguous():
     x, w, b = normal(63, 41).T, normal(70, 63), normal(70)
     assert not x.is_contiguous()

@@ -58,6 +58,16 @@ def test_all_latents_and_fewer_groups_than_k():
         check(got, reference.select_top_k(pre, maxima_of(pre), k), "values", "indices")
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_both_zeros_are_equal(dtype):
+    pre = -normal(6, 203, dtype=dtype).abs() - 1
+    pre[:, 10:90:8] = 0.0
+    pre[:, 10:90:16] = -0.0
+    for k in (1, 3, 7):
+        _, idx = select_top_k(pre, maxima_of(pre), k)
+        assert idx[0].tolist() == list(range(10, 90, 8))[:k]
+
+
 def test_infinity_is_kept_and_nan_is_not_hidden():
     pre = normal(4, 203)
     pre[0, 77], pre[1, 50], pre[2, 3] = torch.inf, torch.nan, -torch.inf
