@@ -10,8 +10,9 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)  ## look through the bundled SAE at a real language model
 	$(BIN)/saezoo demo
 
-test: $(STAMP)  ## every test
+test: $(STAMP)  ## every test; the kernels' own need a GPU or, without one, Triton's interpreter
 	$(BIN)/python -m pytest
+	$(if $(filter Linux,$(shell uname)),$(BIN)/python -m pytest tests_kernels)
 
 check: $(STAMP)  ## lint, types, and that the generated docs are current
 	$(BIN)/ruff check .

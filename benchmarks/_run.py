@@ -122,12 +122,13 @@ def watch() -> Iterator[Most]:
 
 def write_result(name: str, setting: str, rows: list[dict[str, Any]], **more: Any) -> None:
     """Keep rows as results/NAME.json with date, machine and versions, and print them."""
+    python = PEERS if PEERS.is_file() else own_python()
     result = {
         "benchmark": name,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": f"{processor()}, {os.cpu_count()} cores, no GPU used",
         "python": platform.python_version(),
-        "versions": {"saezoo": _own_version()} | versions(PEERS if PEERS.is_file() else "python"),
+        "versions": {"saezoo": _own_version()} | versions(python),
         "setting": setting,
         **more,
         "rows": rows,

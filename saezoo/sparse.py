@@ -2,11 +2,17 @@
 reconstruction.
 """
 
+import functools
+import logging
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from saezoo.gpu import why_no_triton
+
+logger = logging.getLogger(__name__)
 
 GROUP = 32
 """Latents a group in the two-level top-k."""
@@ -22,6 +28,10 @@ SPARSE_BELOW = 1 / 24
 """Decode row by row where fewer than this share of features is on; above it a dense product is
 faster (measured on CPU).
 """
+
+
+SUMMED_BY_KERNEL = (torch.float32, torch.float16, torch.bfloat16)
+"""Decoders whose rows a GPU's own kernel sums, in float32."""
 
 
 @dataclass(frozen=True)
@@ -141,13 +151,44 @@ def decode_sparse(features: SparseFeatures, W_dec: Tensor) -> Tensor:
         )
     if k_max >= features.d_sae * SPARSE_BELOW:
         return _decode_tiles(features, W_dec)
-    flat = F.embedding_bag(
-        features.indices.reshape(-1, k_max),
-        W_dec,
-        mode="sum",
-        per_sample_weights=features.values.reshape(-1, k_max).to(W_dec.dtype),
-    )
+    values, indices = features.values.reshape(-1, k_max), features.indices.reshape(-1, k_max)
+    wants_gradient = torch.is_grad_enabled() and (values.requires_grad or W_dec.requires_grad)
+    summable = W_dec.is_contiguous() and W_dec.dtype in SUMMED_BY_KERNEL
+    if summable and not wants_gradient and runs_kernels(W_dec.device):
+        from saezoo.sparse_gpu import decode
+
+        flat = decode(values.contiguous(), indices.contiguous(), W_dec.detach())
+    else:
+        flat = F.embedding_bag(
+            indices, W_dec, mode="sum", per_sample_weights=values.to(W_dec.dtype)
+        )
     return flat.reshape(*features.values.shape[:-1], W_dec.shape[1])
+
+
+@functools.cache
+def runs_kernels(device: torch.device) -> bool:
+    """Whether rows are summed by the Triton kernel there: on NVIDIA GPUs that it is compiled for,
+    where Triton is installed and its first launch gives what it should. Where that fails, torch's
+    own sum is taken, and one warning says why.
+    """
+    if why_no_triton(device) is not None:
+        return False
+    try:
+        from saezoo.sparse_gpu import decode
+
+        values = torch.tensor([[2.0, 3.0]], device=device)
+        rows = torch.tensor([[1.0], [10.0]], device=device)
+        works = float(decode(values, torch.tensor([[1, 0]], device=device), rows)) == 23.0
+        problem = "its first result is wrong"
+    except Exception as error:  # noqa: BLE001 a driver or compiler that does not fit fails in its own ways
+        works, problem = False, f"{type(error).__name__}: {error}"
+    if not works:
+        logger.warning(
+            "Triton does not work on %s (%s): features are decoded by torch there, slower",
+            device,
+            " ".join(problem.split())[:300],
+        )
+    return works
 
 
 def _decode_tiles(features: SparseFeatures, W_dec: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from saezoo import SAE, SAEConfig, save_sae
 ROOT = Path(__file__).parent.parent
 
 TIERS = [
-    {"errors", "numerics", "places"},
+    {"errors", "numerics", "places", "gpu", "sparse_gpu"},
     {"files"},
     {"names", "config"},
     {"config_multi"},

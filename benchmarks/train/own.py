@@ -1,7 +1,8 @@
 """This project's trainer behind the same interface: an architecture, fused Adam, and the native SAE
-that comes out.
+that comes out. Steps are made by torch ops or by the Triton kernels.
 """
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -21,7 +22,15 @@ class Own:
     The option `raw_inputs` leaves the scale out, to show what it is for.
     """
 
-    def __init__(self, task: Task, architecture: str) -> None:
+    def __init__(
+        self,
+        task: Task,
+        architecture: str,
+        *,
+        kernels: bool = False,
+        compute: torch.dtype = torch.bfloat16,
+    ) -> None:
+        """compute: of the kernels' products."""
         sample = task.sample
         given = dict(task.options)
         scale = 1.0 if given.pop("raw_inputs", False) else float(1 / sample.norm(dim=-1).mean())
@@ -42,17 +51,31 @@ class Own:
             seed=task.seed,
         )
         self.task, self.scale = task, scale
-        self.model = kind(kind.Options(**options), setting)
+        # it is made where its initial numbers are drawn, and then moved
+        on_cpu = dataclasses.replace(
+            setting, mean_D=setting.mean_D.cpu(), sample_SD=setting.sample_SD.cpu()
+        )
+        self.model = kind(kind.Options(**options), on_cpu).to(task.device)
         self.lr = task.lr or 1e-3 * (5120 / task.d_sae) ** 0.5
         betas = (BETA1.get(architecture, 0.9), 0.999)
         self.adam = torch.optim.Adam(self.model.parameters(), lr=self.lr, betas=betas, fused=True)
+        self.kernel_step = None
+        if kernels:
+            from saezoo_train.kernels import kit
+            from saezoo_train.kernels.step import KernelStep
+
+            self.kernel_step = KernelStep(self.model, self.adam, kit=kit, compute=compute)
 
     def step(self, number: int, x: Tensor) -> None:
         task = self.task
         decay = max(1, round(task.steps * task.decay_share))
         share = min(1.0, (number + 1) / max(task.warmup, 1), (task.steps - number) / decay)
         self.adam.param_groups[0]["lr"] = self.lr * share
-        loss = self.model.training_step(x * self.scale, number).loss
+        x = x.float() * self.scale
+        if self.kernel_step is not None and self.kernel_step.takes(x, number):
+            self.kernel_step(x, number, self.lr * share)
+            return
+        loss = self.model.training_step(x, number).loss
         self.adam.zero_grad(set_to_none=True)
         loss.backward()
         self.model.before_update()

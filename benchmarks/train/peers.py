@@ -38,6 +38,9 @@ class Task:
     """This project's further options of the architecture."""
     sample: Tensor
     """(tokens, d) raw activations, to take means and scales from."""
+    device: str = "cpu"
+    autocast: bool = False
+    """Products in bfloat16, where a library leaves that to its user."""
 
 
 class DictionaryLearning:
@@ -62,8 +65,9 @@ class DictionaryLearning:
             "seed": task.seed,
             "warmup_steps": task.warmup,
             "decay_start": decay if task.decay_share else None,
-            "device": "cpu",
+            "device": task.device,
         }
+        self.autocast = task.autocast
         if task.lr is not None:
             common["lr"] = task.lr
         sparse = {"sparsity_warmup_steps": task.warmup}
@@ -82,7 +86,9 @@ class DictionaryLearning:
             )
 
     def step(self, number: int, x: Tensor) -> None:
-        self.trainer.update(number, x * self.scale)
+        # as its trainSAE(autocast_dtype=torch.bfloat16) does on a GPU
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
+            self.trainer.update(number, x * self.scale)
 
     def result(self) -> Reconstruct:
         ae, scale = self.trainer.ae, self.scale
@@ -105,7 +111,10 @@ class Sparsify:
 
         torch.manual_seed(task.seed)
         self.coder = SparseCoder(
-            task.d_in, SparseCoderConfig(num_latents=task.d_sae, k=task.k), dtype=torch.float32
+            task.d_in,
+            SparseCoderConfig(num_latents=task.d_sae, k=task.k),
+            device=task.device,
+            dtype=torch.float32,
         )
         self.schedule = None
         if optimiser == "signum":
@@ -126,6 +135,8 @@ class Sparsify:
 
     def step(self, number: int, x: Tensor) -> None:
         coder = self.coder
+        if self.free:
+            self.optimiser.train()
         if number == 0:
             coder.b_dec.data = x.mean(0)
         coder.set_decoder_norm_to_unit_norm()
@@ -144,7 +155,7 @@ class Sparsify:
 
         def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:
             acts, index, _ = coder.encode(x)
-            on = torch.zeros(len(x), coder.num_latents, dtype=torch.bool)
+            on = torch.zeros(len(x), coder.num_latents, dtype=torch.bool, device=x.device)
             return coder.decode(acts, index), on.scatter(-1, index, acts > 0)
 
         return reconstruct
@@ -163,7 +174,8 @@ class SAELens:
 
         torch.manual_seed(task.seed)
         self.scale = float(task.d_in**0.5 / task.sample.norm(dim=-1).mean())
-        common = {"d_in": task.d_in, "d_sae": task.d_sae, "device": "cpu", "dtype": "float32"}
+        common = {"d_in": task.d_in, "d_sae": task.d_sae, "dtype": "float32"}
+        common["device"] = task.device
         if architecture == "topk":
             sae = TopKTrainingSAE(TopKTrainingSAEConfig(k=task.k, **common))
         else:
@@ -180,11 +192,13 @@ class SAELens:
             lr_end=(task.lr or 3e-4) / 10,
             lr_warm_up_steps=task.warmup,
             lr_decay_steps=round(task.steps * task.decay_share),
-            device="cpu",
+            device=task.device,
+            autocast=task.autocast,
         )
         self.trainer = SAETrainer(config, sae, data_provider=iter(()))
 
     def step(self, number: int, x: Tensor) -> None:  # noqa: ARG002 the trainer counts itself
+        self.trainer.sae.train()
         self.trainer.step(x * self.scale)
         self.trainer.n_training_steps += 1
 

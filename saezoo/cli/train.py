@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     help="Print the recipe with every field, as YAML; start nothing.",
 )
 @click.option("--fresh", is_flag=True, help="Start over instead of going on with an earlier run.")
+@click.option("--no-triton", is_flag=True, help="Make updates by torch ops, also on a GPU.")
 @click.option("--list", "list_", is_flag=True, help="The recipes that come with saezoo.")
 @json_option
 def train(
@@ -40,6 +41,7 @@ def train(
     dry_run: bool,
     print_config: bool,
     fresh: bool,
+    no_triton: bool,
     list_: bool,
     as_json: bool,
 ) -> None:
@@ -65,7 +67,7 @@ def train(
         return
     if recipe is None:
         raise click.UsageError("name a recipe: a YAML file, or one of saezoo train --list")
-    changed = dict(map(parse_change, changes))
+    changed = dict(map(parse_change, changes)) | ({"run.triton": False} if no_triton else {})
     chosen = resolve(read_recipe(recipe, changed))
     if print_config:
         click.echo(to_yaml(chosen), nl=False)
@@ -77,7 +79,11 @@ def train(
     try:
         done = train_sae(chosen, out, fresh=fresh, watch=watch)
     except Stopped as error:
-        words = " ".join(["saezoo train", recipe, *changes, *(["--out", str(out)] if out else [])])
+        words = " ".join(
+            ["saezoo train", recipe, *changes]
+            + (["--out", str(out)] if out else [])
+            + (["--no-triton"] if no_triton else [])
+        )
         click.echo(f"{error}; to go on: {words}", err=True)
         raise click.exceptions.Exit(130) from None
     _show_result(done, as_json)

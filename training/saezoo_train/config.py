@@ -118,6 +118,8 @@ class Run(Spec):
     """Also send the rows there."""
     device: str | None = None
     """Such as `cpu` or `cuda`. None: cuda where there is one."""
+    triton: bool | None = None
+    """Whether updates are made by the Triton kernels. None: where device and recipe allow it."""
 
 
 class Recipe(Spec):

@@ -13,6 +13,7 @@ import torch
 
 from saezoo_train.activations import Chunk, Position, Source
 from saezoo_train.architectures import Architecture
+from saezoo_train.backend import choose_backend
 from saezoo_train.buffer import Buffer
 from saezoo_train.config import Recipe, resolve
 from saezoo_train.moments import Moments, measure_moments, to_setting
@@ -123,7 +124,8 @@ def _time_steps(
         dtype=torch.float32,
         seed=recipe.seed,
     )
-    trainer = Trainer(recipe, model, buffer, moments.scale)
+    kit = choose_backend(recipe, ready.device).kit()
+    trainer = Trainer(recipe, model, buffer, moments.scale, kit)
     trainer.train_step()
     began = time.monotonic()
     for _ in range(STEPS - 1):

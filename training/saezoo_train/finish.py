@@ -32,10 +32,15 @@ Facts = dict[str, float | int | str]
 
 
 def fold(
-    recipe: Recipe, site: Site, model: Architecture, median_norm: float
+    recipe: Recipe,
+    site: Site,
+    model: Architecture,
+    median_norm: float,
+    steps_by: str | None = None,
 ) -> tuple[SAEConfig, dict[str, Tensor]]:
     """Spec and tensors for raw activations on the CPU, matrices rounded to the recipe's
     `save_dtype`, the rest float32. Those of an architecture of one's own stay as they are.
+    steps_by: what made the updates, where it was not torch ops.
     """
     rule = recipe.tokens.model_copy(update={"median_norm": median_norm})
     notes = {
@@ -44,6 +49,8 @@ def fold(
         "trained_as": recipe.architecture,
         "settings": json.dumps(_settings(recipe)),
     }
+    if steps_by:
+        notes["steps_by"] = steps_by
     if recipe.data.provenance:
         notes["provenance"] = recipe.data.provenance
     facts: dict[str, Any] = {

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from saezoo.errors import Stopped
 from saezoo_train.activations import ModelSource, Position, ShardSource, Source
+from saezoo_train.backend import choose_backend
 from saezoo_train.buffer import Buffer, BufferPlace
 from saezoo_train.checkpoint import last_checkpoint, save_checkpoint
 from saezoo_train.config import Recipe, resolve
@@ -157,6 +158,8 @@ def _trainer(
         watch.note(f"going on after step {checkpoint.step:,} of {recipe.steps:,}")
     model = find_architecture(recipe.architecture)(recipe.sae, to_setting(moments, recipe))
     model = model.to(ready.device)
+    backend = choose_backend(recipe, ready.device)
+    watch.note(backend.words)
     buffer = Buffer(
         source,
         batch=recipe.batch,
@@ -168,7 +171,7 @@ def _trainer(
         place=place,
         stream=stream,
     )
-    trainer = Trainer(recipe, model, buffer, moments.scale)
+    trainer = Trainer(recipe, model, buffer, moments.scale, backend.kit())
     if checkpoint is not None:
         trainer.load(checkpoint.run, checkpoint.state())
     return trainer, moments, checkpoint.step if checkpoint else None
@@ -185,7 +188,8 @@ def _finish(
 ) -> Facts:
     """Measure the rounded weights and write the result."""
     recipe = ready.recipe
-    cfg, tensors = fold(recipe, ready.site, trainer.model, moments.median_norm)
+    by = None if trainer.kit is None else "Triton kernels, products in bfloat16"
+    cfg, tensors = fold(recipe, ready.site, trainer.model, moments.median_norm, by)
     kind = type(trainer.model)
     max_norm = moments.max_norm(recipe.tokens.max_norm_factor)
     facts: Facts = {

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from saezoo_train.architectures import Architecture, StepOutput
 from saezoo_train.buffer import Buffer
 from saezoo_train.checkpoint import random_state, set_random_state
 from saezoo_train.config import Recipe
+from saezoo_train.kernels.step import KernelStep
 from saezoo_train.optimiser import adam_tensors, load_adam, make_adam, rate_at
 from saezoo_train.watch import Row, Stop
 
@@ -47,11 +49,22 @@ class Window:
 class Trainer:
     """An architecture, its optimiser and where they are. `run` trains to the end."""
 
-    def __init__(self, recipe: Recipe, model: Architecture, buffer: Buffer, scale: float) -> None:
-        """recipe: resolved. The model is where it is to be trained."""
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: Architecture,
+        buffer: Buffer,
+        scale: float,
+        kit: ModuleType | None = None,
+    ) -> None:
+        """recipe: resolved. The model is where it is to be trained. kit: the kernels that make the
+        updates; None: torch ops do.
+        """
         self.recipe, self.model, self.buffer, self.scale = recipe, model, buffer, scale
         self.adam = make_adam(model, recipe.optimiser)
         self.device = next(model.parameters()).device
+        self.kit = kit
+        self.kernel_step: KernelStep | None = None
         self.step, self.seconds, self.lowest = 0, 0.0, math.inf
         self.window = Window()
 
@@ -90,10 +103,23 @@ class Trainer:
                 saved = time.monotonic()
 
     def train_step(self) -> None:
-        """One update. Raises TrainingError for a loss that is not finite, before it does harm."""
+        """One update. Through torch ops, raises TrainingError for a loss that is not finite before
+        it does harm; with kernels nothing waits for the loss, and the next row of metrics tells.
+        """
         rate = self.learning_rate
         self.adam.param_groups[0]["lr"] = rate
         x_BD = (self.buffer.next().to(self.device)) * self.scale
+        if self.kit is not None and self.kernel_step is None:
+            # made late: it holds Adam's tensors, which `load` replaces
+            self.kernel_step = KernelStep(self.model, self.adam, kit=self.kit)
+        if self.kernel_step is not None and self.kernel_step.takes(x_BD, self.step):
+            self.window.add(self.kernel_step(x_BD, self.step, rate))
+        else:
+            self.window.add(self._update(x_BD, rate))
+        self.step += 1
+
+    def _update(self, x_BD: Tensor, rate: float) -> StepOutput:
+        """One update through torch ops."""
         out = self.model.training_step(x_BD, self.step)
         if not math.isfinite(float(out.loss.detach())):
             raise TrainingError(self._diagnosis(x_BD, out, rate))
@@ -104,8 +130,7 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimiser.clip_norm)
         self.adam.step()
         self.model.after_update()
-        self.window.add(out)
-        self.step += 1
+        return out
 
     @property
     def learning_rate(self) -> float:
@@ -145,6 +170,7 @@ class Trainer:
             parts.setdefault(group, {})[name] = value
         self.model.load_state_dict(parts["model"])
         load_adam(self.model, self.adam, parts["adam"])
+        self.kernel_step = None
         set_random_state(tensors, self.device)
         self.step, self.seconds = run["step"], run["seconds"]
         self.lowest = math.inf if run["lowest"] is None else run["lowest"]
@@ -153,6 +179,12 @@ class Trainer:
     def _row(self, speed: float) -> Row:
         """The means since the last row. Raises TrainingError when they have exploded."""
         means = self.window.means()
+        if not math.isfinite(means["loss"]):
+            broken = not_finite(dict(self.model.named_parameters())) or "all parameters are finite"
+            raise TrainingError(
+                f"step {self.step:,}: the loss of one of the last {self.window.count} steps is "
+                f"not finite: {broken}; {self._advice()}"
+            )
         self.window = Window()
         if means["fvu"] > max(10.0, EXPLODED * self.lowest):
             raise TrainingError(
