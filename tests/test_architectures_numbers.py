@@ -239,19 +239,20 @@ def test_the_search_for_a_weight(name):
     warm-up is over; the mean keeps nine tenths.
     """
     model = build(name, l1_coefficient=0.5, target_l0=2.0, sparsity_warmup=0.1)
-    model.search(torch.tensor(4.0), HALFWAY)
+    assert [model.share_at(step) for step in (0, HALFWAY, 10, 99)] == [0, 0.5, 1, 1]
+    model.search(torch.tensor(4.0), 0.5)
     assert (float(model.mean_l0), float(model.log_factor)) == (4.0, 0.0)
-    logs = model.search(torch.tensor(2.0), 10)
+    logs = model.search(torch.tensor(2.0), 1.0)
     assert float(model.mean_l0) == pytest.approx(3.8)
     assert float(model.log_factor) == pytest.approx(0.01 * math.log(3.8 / 2))
     assert float(logs["l1_coefficient"]) == pytest.approx(0.5 * (3.8 / 2) ** 0.01)
-    model.search(torch.tensor(1000.0), 11)
+    model.search(torch.tensor(1000.0), 1.0)
     assert float(model.log_factor) == pytest.approx(0.01 * (math.log(3.8 / 2) + 1))
-    assert float(model.penalty_weight(20)) == pytest.approx(0.5 * math.exp(0.01) * 1.9**0.01)
+    assert float(model.penalty_weight(1.0)) == pytest.approx(0.5 * math.exp(0.01) * 1.9**0.01)
     # without a target the weight is as given, and nothing is searched
     plain = build(name, l1_coefficient=0.5)
-    assert plain.search(torch.tensor(9.0), 50) == {}
-    assert plain.penalty_weight(50) == 0.5
+    assert plain.search(torch.tensor(9.0), 1.0) == {}
+    assert plain.penalty_weight(0.5) == 0.25
     assert "log_factor" not in plain.state_dict()
 
 

@@ -50,6 +50,11 @@ CASES = {
         0.0,
     ),
     "gated": ("gated", {"d_sae": 40}, 0.0),
+    "gated, to an L0": (
+        "gated",
+        {"d_sae": 40, "target_l0": 5, "sparsity_warmup": 0.4, "l1_coefficient": 0.5},
+        0.0,
+    ),
 }
 
 

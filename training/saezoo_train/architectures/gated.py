@@ -75,11 +75,12 @@ class Gated(PenaltyDictionary):
         frozen_BD = decode_at(gate_N, self.W_dec.detach(), active) + self.b_dec.detach()
         fvu, auxiliary = self.fvu(x_BD, out_BD), self.fvu(x_BD, frozen_BD)
         l1 = gate_N.sum() / len(x_BD)
-        loss = fvu + self.penalty_weight(step) * l1 + auxiliary
+        share = self.share_at(step)
+        loss = fvu + self.penalty_weight(share) * l1 + auxiliary
         fired_N = active.latent_N[features_N.detach() > 0]
         self.count_silence(fired_N, len(x_BD))
         logs = {"l1": l1, "auxiliary": auxiliary}
-        logs |= self.search(x_BD.new_tensor(len(fired_N) / len(x_BD)), step)
+        logs |= self.search(x_BD.new_tensor(len(fired_N) / len(x_BD)), share)
         return self.output(loss, fvu, fired_N, x_BD, logs)
 
     def to_native(self, facts: dict[str, Any]) -> tuple[SAEConfig, dict[str, Tensor]]:

@@ -43,25 +43,28 @@ class PenaltyDictionary(Dictionary):
             self.register_buffer("log_factor", torch.tensor(0.0))
             self.register_buffer("mean_l0", torch.tensor(-1.0))
 
-    def penalty_weight(self, step: int) -> float | Tensor:
-        """The weight in force at a step."""
+    def share_at(self, step: int) -> float:
+        """How much of the penalty is in force at a step."""
         options: Any = self.options
-        share = warm_up(step, self.setting.steps, options.sparsity_warmup)
+        return warm_up(step, self.setting.steps, options.sparsity_warmup)
+
+    def penalty_weight(self, share: float | Tensor) -> float | Tensor:
+        """The weight where this share of it is in force."""
+        options: Any = self.options
         weight = options.l1_coefficient * share
         return weight if options.target_l0 is None else weight * self.log_factor.exp()
 
     @torch.no_grad()
-    def search(self, l0: Tensor, step: int) -> dict[str, Tensor]:
-        """Bring the weight nearer to what target_l0 needs; l0: that of the batch. What is worth a
-        curve.
+    def search(self, l0: Tensor, share: float | Tensor) -> dict[str, Tensor]:
+        """Bring the weight nearer to what target_l0 needs, once all of it is in force; l0: that of
+        the batch. What is worth a curve. Waits for no device.
         """
         options: Any = self.options
         if options.target_l0 is None:
             return {}
         l0 = l0.to(self.mean_l0)
-        first = self.mean_l0 < 0
-        self.mean_l0.copy_(torch.where(first, l0, MEMORY * self.mean_l0 + (1 - MEMORY) * l0))
-        if step >= options.sparsity_warmup * self.setting.steps:
-            off = (self.mean_l0.clamp_min(1e-3) / options.target_l0).log()
-            self.log_factor += RATE * off.clamp(-1, 1)
+        mean = MEMORY * self.mean_l0 + (1 - MEMORY) * l0
+        self.mean_l0.copy_(torch.where(self.mean_l0 < 0, l0, mean))
+        off = (self.mean_l0.clamp_min(1e-3) / options.target_l0).log()
+        self.log_factor += RATE * off.clamp(-1, 1) * (share >= 1)
         return {"l1_coefficient": options.l1_coefficient * self.log_factor.exp()}

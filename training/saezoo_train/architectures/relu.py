@@ -66,9 +66,10 @@ class ReLU(PenaltyDictionary):
         out_BD, acts_N, active = self._forward(x_BD)
         fvu = self.fvu(x_BD, out_BD)
         l1 = (acts_N * at_latents(self.W_dec.norm(dim=-1), active)).sum() / len(x_BD)
-        loss = fvu + self.penalty_weight(step) * l1
+        share = self.share_at(step)
+        loss = fvu + self.penalty_weight(share) * l1
         self.count_silence(active.latent_N, len(x_BD))
-        logs = {"l1": l1} | self.search(x_BD.new_tensor(len(active.latent_N) / len(x_BD)), step)
+        logs = {"l1": l1} | self.search(x_BD.new_tensor(len(active.latent_N) / len(x_BD)), share)
         return self.output(loss, fvu, active.latent_N, x_BD, logs)
 
     def to_native(self, facts: dict[str, Any]) -> tuple[SAEConfig, dict[str, Tensor]]:

@@ -174,7 +174,7 @@ def jump_relu(at: Batch, kept: Kept) -> Entries:
 
 def gated(at: Batch, kept: Kept) -> Entries:
     """Gated: see `saezoo_train.architectures.gated`."""
-    model, options = at.model, at.model.options
+    model = at.model
     b_gate_M = model.b_gate.data
     gate, idx = kept.values_BK, kept.idx_BK
     used = idx < len(b_gate_M)
@@ -187,7 +187,7 @@ def gated(at: Batch, kept: Kept) -> Entries:
     # the decoder and b_dec are held fixed in this one
     _, frozen_B, dgate = at.kit.decode_loss(gate, idx, rows, at.x_BD, at.scale)
     l1 = gate.sum() / len(at.x_BD)
-    weight = options.l1_coefficient * at.sparsity
+    weight = model.penalty_weight(at.sparsity)
     dgate = (dgate + weight / len(at.x_BD)) * used
     fired = magnitude > 0
     dmagnitude = dfeatures * fired
@@ -199,6 +199,7 @@ def gated(at: Batch, kept: Kept) -> Entries:
         "b_mag": dmagnitude,
     }
     logs = {"l1": l1, "auxiliary": auxiliary}
+    logs |= model.search(fired.sum() / len(at.x_BD), at.sparsity)
     loss = fvu + weight * l1 + auxiliary
     return Entries(idx, features, grad, dpre, fired, loss, fvu, vectors, logs)
 
