@@ -112,8 +112,10 @@ def selections():
             emitted = some | {"WIDTH": chunk, "SLOTS": k, "BY_BOUND": by_bound, "EACH": True}
             emitted |= {"POSITIVE": False, "RELU": not by_bound}
             yield pick(f"emit {k} {by_bound}", select._emit, emitted, select.warps(2 * chunk))
-        yield pick(f"count candidates {k}", batch_top_k._count_candidates, some, 8)
-        yield pick(f"count equal {k}", batch_top_k._count_equal, some, 8)
+        yield pick(
+            f"count candidates {k}", batch_top_k._count_candidates, some, batch_top_k.warps(k)
+        )
+        yield pick(f"count equal {k}", batch_top_k._count_equal, some, batch_top_k.warps(k))
     yield pick("count bins", batch_top_k._count_bins, {"BITS": 16, "BLOCK": 4096}, 8)
     yield pick("pick", batch_top_k._pick, {})
 

@@ -22,33 +22,40 @@ ONE = Path(__file__).parent / "one.py"
 RESULT = _run.RESULTS / "train_ablation.json"
 D_SAE, WARMUP, DECAY = 4096, 200, 0.5
 LR = 1e-3 * (5120 / D_SAE) ** 0.5
+BASE = {"decoder_init": "random", "encoder_init": "decoder", "dead_after_tokens": 200_000}
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "the defaults": {},
+    "none": {},
     "sae.decoder_init=data": {"options": {"decoder_init": "data"}},
     "sae.encoder_init=matched": {"options": {"encoder_init": "matched"}},
     "sae.decoder_init=data sae.encoder_init=matched": {
         "options": {"decoder_init": "data", "encoder_init": "matched"}
+    },
+    "sae.decoder_init=data sae.encoder_init=matched sae.dead_after_tokens=50000": {
+        "options": {
+            "decoder_init": "data",
+            "encoder_init": "matched",
+            "dead_after_tokens": 50_000,
+        }
     },
     "sae.b_dec_init=median": {"options": {"b_dec_init": "median"}},
     "sae.b_dec_init=zero": {"options": {"b_dec_init": "zero"}},
     "optimiser.lr x 3": {"lr": 3 * LR},
     "optimiser.lr / 3": {"lr": LR / 3},
     "optimiser.decay_share=0.2": {"decay": 0.2},
-    "optimiser.decay_share=1": {"decay": 1.0},
     "sae.k_start=128 sae.k_steps=488": {"options": {"k_start": 128, "k_steps": 488}},
     "sae.multi_k=128": {"options": {"multi_k": 128}},
     "sae.auxk_coefficient=0": {"options": {"auxk_coefficient": 0.0}},
-    "sae.dead_after_tokens=50000": {"options": {"dead_after_tokens": 50_000}},
     "activations not scaled": {"options": {"raw_inputs": True}},
 }
-"""Changes to the defaults of a topk recipe: what is written in a recipe, and options of one.py."""
+"""Changes to BASE: what is written in a recipe, and options of one.py."""
 
 
 def main() -> None:
     made = argparse.ArgumentParser(description=__doc__)
     made.add_argument("--acts", type=Path, required=True)
     made.add_argument("--held", type=Path, required=True)
+    made.add_argument("--first", nargs="*", default=[], help="changes to begin with")
     made.add_argument("--jobs", type=int, default=1, help="runs at a time")
     made.add_argument("--threads", type=int, default=2, help="of each run")
     words = made.parse_args()
@@ -58,7 +65,7 @@ def main() -> None:
 
     def train(change: str, how: dict[str, Any]) -> None:
         given = {"warmup": WARMUP, "decay": DECAY, "lr": LR, "d-sae": D_SAE} | how
-        given["options"] = json.dumps(how.get("options", {}))
+        given["options"] = json.dumps(BASE | how.get("options", {}))
         extra = [f"--{key}={value}" for key, value in given.items()]
         files = ["--acts", str(words.acts), "--held", str(words.held)]
         threads = ["--threads", str(words.threads)]
@@ -74,19 +81,18 @@ def main() -> None:
 
     with ThreadPoolExecutor(words.jobs) as pool:
         known = {row["change"] for row in rows}
-        waiting = [
-            pool.submit(train, change, how)
-            for change, how in VARIANTS.items()
-            if change not in known
-        ]
+        left = sorted(VARIANTS.keys() - known, key=lambda change: change not in words.first)
+        waiting = [pool.submit(train, change, VARIANTS[change]) for change in left]
         for item in waiting:
             item.result()
 
 
 SETTING = (
-    "topk, SmolLM2-135M-Instruct, output of layer 15, d 576, 1,000,000 tokens once, d_sae 4,096, "
-    "k 32, batch 1,024, seed 0; FVU on 49,984 held-out tokens; dead: features that fire on none of "
-    "them nor of 262,144 training tokens"
+    "topk, begun as in Gao et al. 2024: random rows of length 1, the encoder a copy of them; b_dec "
+    "the mean, AuxK, 200 steps of warm-up, decay over the second half; SmolLM2-135M-Instruct, "
+    "output of layer 15, d 576, 1,000,000 tokens once, d_sae 4,096, k 32, batch 1,024, seed 0; FVU "
+    "on 49,984 held-out tokens; dead: features that fire on none of them nor of 262,144 training "
+    "tokens"
 )
 
 

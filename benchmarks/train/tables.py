@@ -19,8 +19,8 @@ def tables() -> dict[str, str]:
 
 
 def _ablation(result: Row) -> str:
-    base = next(row for row in result["rows"] if row["change"] == "the defaults")
-    lines = ["| change | FVU | against the defaults | dead |", "|---|---|---|---|"]
+    base = next(row for row in result["rows"] if row["change"] == "none")
+    lines = ["| change | FVU | against none | dead |", "|---|---|---|---|"]
     for row in result["rows"]:
         against = "" if row is base else f"{100 * (row['fvu'] / base['fvu'] - 1):+.1f} %"
         change = row["change"] if row is base else f"`{row['change']}`"
@@ -32,7 +32,9 @@ def _quality(result: Row) -> str:
     lines = ["| architecture | library | FVU | seeds | L0 | dead |", "|---|---|---|---|---|---|"]
     order = ["topk", "batchtopk", "jumprelu", "gated"]
     for row in sorted(result["rows"], key=lambda row: order.index(row["architecture"])):
-        more = ", ".join(f"{key} {row[key]:g}" for key in ("lr", "penalty") if key in row)
+        given = {key: f"{row[key]:g}" for key in ("lr", "penalty") if key in row}
+        given |= json.loads(row.get("options", "{}"))
+        more = ", ".join(f"{key} {value}" for key, value in given.items())
         lines.append(
             f"| {row['architecture']} | {row['library']}{f' ({more})' if more else ''} | "
             f"{row['fvu']:.4f} | {len(row['fvu_of_seeds'])} | {row['l0']:.1f} | "

@@ -74,6 +74,13 @@ def _find(
     return state
 
 
+def warps(groups: int) -> int:
+    """Warps of a program that goes through so many groups of a token: with fewer, the most do not
+    fit into its registers.
+    """
+    return 8 if groups <= 256 else 16
+
+
 def _count_flat(flat: Tensor, state: Tensor, bins: Tensor, shift: int) -> None:
     N = flat.numel()
     block = 65_536 if interpreted() else 4096
@@ -88,7 +95,7 @@ def _count_listed(pre: Tensor, groups: Tensor, state: Tensor, bins: Tensor, shif
     rows = rows_a_program(B, interpreted_rows=32)
     _count_candidates[(triton.cdiv(B, rows),)](
         bits(pre), groups, state, bins, B, M, C, shift, BITS=8 * pre.element_size(),
-        GROUP=GROUP, WIDTH=next_power(C), ROWS=rows, num_warps=8, **OPTIONS,
+        GROUP=GROUP, WIDTH=next_power(C), ROWS=rows, num_warps=warps(C), **OPTIONS,
     )  # fmt: skip
 
 
@@ -98,7 +105,7 @@ def _ties(pre_BM: Tensor, groups_BC: Tensor, state: Tensor) -> Tensor:
     ties_B = empty((B,), state)
     _count_equal[(triton.cdiv(B, rows),)](
         bits(pre_BM), groups_BC, state, ties_B, B, M, C, BITS=8 * pre_BM.element_size(),
-        GROUP=GROUP, WIDTH=next_power(C), ROWS=rows, num_warps=8, **OPTIONS,
+        GROUP=GROUP, WIDTH=next_power(C), ROWS=rows, num_warps=warps(C), **OPTIONS,
     )  # fmt: skip
     return ties_B
 
