@@ -80,9 +80,9 @@ def main() -> None:
 SETTING = (
     "SmolLM2-135M-Instruct, output of layer 15, d 576, 1,000,000 tokens once, d_sae 8,192, k or "
     "target L0 32, batch 1,024; FVU and L0 on 49,984 held-out tokens; dead: features that fire on "
-    "none of them nor of 262,144 training tokens; norms above three times the median left out; text: "
-    "the English mix of the bundled SAE; the bytes of train's x have sha256 046da16b80ad3a90…, of "
-    "held's ae68319d4290afb6…"
+    "none of them nor of 262,144 training tokens; norms above three times the median left out; "
+    "text: the English mix of the bundled SAE; the bytes of train's x have sha256 "
+    "046da16b80ad3a90…, of held's ae68319d4290afb6…"
 )
 
 
