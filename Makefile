@@ -82,6 +82,7 @@ bench: $(STAMP) peers  ## measure side by side; some minutes, on a quiet machine
 	$(BIN)/python benchmarks/attach.py
 	$(BIN)/python benchmarks/chunked_encode.py
 	$(BIN)/python benchmarks/load_memory.py --runs 3
+	$(BIN)/python -m benchmarks.train.steps
 
 # torch goes first, by its exact version: a range would draw in a build for another device
 $(STAMP): pyproject.toml constraints.txt
