@@ -72,7 +72,7 @@ peers: .venvs/peers/.installed  ## install what the benchmarks compare with
 	.venvs/peers/bin/python -m pip install --quiet --no-deps dictionary-learning eai-sparsify
 	touch $@
 
-bench: $(STAMP) peers  ## measure side by side; some minutes, on a quiet machine
+bench: $(STAMP) peers  ## measure side by side; half an hour or more, on a quiet machine
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/listing.py
 	$(BIN)/python benchmarks/load_native.py
