@@ -20,6 +20,8 @@ from benchmarks import _run
 
 ONE = Path(__file__).parent / "one.py"
 RUNS = _run.RESULTS / "train_quality_runs.json"
+WHAT = ("library", "architecture", "seed", "lr", "penalty", "options")
+"""Which keys tell a run from another."""
 TASKS: list[tuple[str, str, dict[str, Any]]] = [
     ("saezoo", "topk", {"lr": 2.37e-3}),
     ("sparsify", "topk", {}),
@@ -47,6 +49,25 @@ def main() -> None:
     made.add_argument("--jobs", type=int, default=1, help="runs at a time")
     made.add_argument("--threads", type=int, default=2, help="of each run")
     words = made.parse_args()
+    wanted = [
+        (library, architecture, seed, options)
+        for seed in words.seeds
+        for library, architecture, options in TASKS
+        if not words.only or architecture in words.only
+    ]
+    work(wanted, words.acts, words.held, words.jobs, words.threads)
+
+
+def work(
+    wanted: list[tuple[str, str, int, dict[str, Any]]],
+    acts: Path,
+    held: Path,
+    jobs: int,
+    threads: int,
+) -> None:
+    """Make the runs that are not there yet, in this order, `jobs` at a time; each is kept as soon
+    as it is done.
+    """
     peers = _run.need_peers()
     os.environ.update(_run.FEW_PAGE_FAULTS)
     runs: list[dict[str, Any]] = json.loads(RUNS.read_text()) if RUNS.is_file() else []
@@ -55,26 +76,23 @@ def main() -> None:
     def train(what: dict[str, Any], options: dict[str, Any]) -> None:
         python = _run.own_python() if what["library"] == "saezoo" else peers
         extra = [f"--{key}={value}" for key, value in options.items()]
-        files = ["--acts", str(words.acts), "--held", str(words.held)]
-        how = ["--seed", str(what["seed"]), "--threads", str(words.threads)]
+        files = ["--acts", str(acts), "--held", str(held)]
+        how = ["--seed", str(what["seed"]), "--threads", str(threads)]
         got = _run.child(python, ONE, what["library"], what["architecture"], *files, *how, *extra)
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         with lock:
             runs.append(what | got | {"date": today})
             RUNS.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+            _run.write_result("train_quality", SETTING, summary(runs))
 
-    with ThreadPoolExecutor(words.jobs) as pool:
+    with ThreadPoolExecutor(jobs) as pool:
         waiting = []
-        for seed in words.seeds:
-            for library, architecture, options in TASKS:
-                if words.only and architecture not in words.only:
-                    continue
-                what = {"library": library, "architecture": architecture, "seed": seed} | options
-                if not any(what.items() <= run.items() for run in runs):
-                    waiting.append(pool.submit(train, what, options))
+        for library, architecture, seed, options in wanted:
+            what = {"library": library, "architecture": architecture, "seed": seed} | options
+            if not any({key: run[key] for key in WHAT if key in run} == what for run in runs):
+                waiting.append(pool.submit(train, what, options))
         for item in waiting:
             item.result()
-    _run.write_result("train_quality", SETTING, summary(runs))
 
 
 SETTING = (
@@ -90,7 +108,7 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row for each library and architecture: medians over the seeds, and which seeds."""
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for run in runs:
-        settings = {key: run[key] for key in ("lr", "penalty", "options") if key in run}
+        settings = {key: run[key] for key in WHAT[3:] if key in run}
         key = run["library"], run["architecture"], json.dumps(settings)
         groups.setdefault(key, []).append(run)
     return [
