@@ -151,6 +151,33 @@ def test_a_matched_encoder_gives_reconstructions_of_the_length_of_the_data(name)
     assert torch.equal(copied.W_enc, copied.W_dec)
 
 
+@pytest.mark.parametrize("matched", ["matched", "decoder"])
+@pytest.mark.parametrize("subtract", [True, False])
+def test_thresholds_may_begin_where_every_latent_is_on_equally_often(subtract, matched):
+    options = {"subtract_b_dec": subtract, "encoder_init": matched, "threshold_init": None}
+    model = build("jumprelu", initial_l0=6.4, **options)
+    x = model.setting.sample_SD
+    pre = (x - model.b_dec if subtract else x) @ model.W_enc.T + model.b_enc
+    share = (pre > model.threshold).double().mean(0)
+    assert torch.allclose(share, torch.full((M,), 0.1, dtype=torch.float64), atol=1e-3)
+
+
+@pytest.mark.parametrize("matched", ["matched", "decoder"])
+def test_gates_may_begin_open_equally_often(matched):
+    model = build("gated", initial_l0=6.4, encoder_init=matched)
+    x = model.setting.sample_SD
+    share = ((x - model.b_dec) @ model.W_enc.T + model.b_gate > 0).double().mean(0)
+    assert torch.allclose(share, torch.full((M,), 0.1, dtype=torch.float64), atol=1e-3)
+    assert not build("gated", initial_l0=None).b_gate.any()
+
+
+def test_jumprelu_begins_as_if_b_dec_were_subtracted():
+    x = raw(3) * SCALE
+    given, taken = build("jumprelu"), build("jumprelu", subtract_b_dec=True)
+    assert given.b_dec.norm() > 0
+    assert close(given.reconstruct(x).detach(), taken.reconstruct(x).detach(), torch.float32)
+
+
 def test_rows_may_begin_at_activations_and_b_dec_at_mean_median_or_zero():
     model = build("topk", decoder_init="data")
     centred = model.setting.sample_SD - model.setting.mean_D

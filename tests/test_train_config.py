@@ -148,10 +148,10 @@ def test_the_learning_rate_follows_the_law_of_gao_et_al():
     assert resolve(read_recipe({}, {"optimiser.lr": 0.5})).optimiser.lr == 0.5
 
 
-def test_betas_are_those_of_the_papers():
+def test_betas_follow_the_architecture():
     for architecture in ARCHITECTURES:
         settings = resolve(read_recipe({"architecture": architecture})).optimiser
-        expected = 0.0 if architecture in ("gated", "jumprelu") else 0.9
+        expected = 0.0 if architecture == "gated" else 0.9
         assert (settings.beta1, settings.beta2) == (expected, 0.999)
 
 

@@ -241,6 +241,7 @@ def test_wandb_is_imported_only_when_asked_and_gets_every_row(host, data, tmp_pa
 def test_a_sparkline_is_means_from_lowest_to_highest():
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
     assert sparkline([3.0, 3.0]) == "▁▁"
+    assert sparkline([32.0, 31.99]) == "▁▁"  # a thousandth is no curve
     assert len(sparkline(list(range(1000)), 40)) == 40
     assert sparkline([]) == ""
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.train.peers import Reconstruct, Task
 from saezoo.sae import build_sae
 
-BETA1 = {"gated": 0.0, "jumprelu": 0.0}
+BETA1 = {"gated": 0.0}
 
 
 class Own:

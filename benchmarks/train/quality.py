@@ -28,9 +28,9 @@ TASKS: list[tuple[str, str, dict[str, Any]]] = [
     ("dictionary_learning", "topk", {"lr": 1e-3}),
     ("saezoo", "batchtopk", {"lr": 2.37e-3}),
     ("dictionary_learning", "batchtopk", {"lr": 1e-3}),
-    ("saezoo", "jumprelu", {}),
+    ("saezoo", "jumprelu", {"lr": 2.37e-3}),
     ("dictionary_learning", "jumprelu", {"lr": 1e-3}),
-    ("saezoo", "gated", {}),
+    ("saezoo", "gated", {"lr": 2.37e-3}),
     ("dictionary_learning", "gated", {"lr": 1e-3}),
     ("sparsify, Adam", "topk", {"lr": 1e-3}),
 ]

@@ -187,7 +187,7 @@ def make_watch(title: str) -> Watch:
 
 def sparkline(values: list[float], width: int = CURVE) -> str:
     """A curve in one line of text, its lowest value at the bottom; means where there are more
-    values than room.
+    values than room. What stays within a thousandth is flat.
     """
     if not values:
         return ""
@@ -197,9 +197,9 @@ def sparkline(values: list[float], width: int = CURVE) -> str:
         sum(values[start:end]) / (end - start) for start, end in zip(edges, edges[1:], strict=False)
     ]
     low, high = min(means), max(means)
-    spread = high - low
+    spread, flat = high - low, max(1e-3 * max(abs(low), abs(high)), 1e-12)
     return "".join(
-        BARS[round((value - low) / spread * (len(BARS) - 1))] if spread > 1e-12 else BARS[0]
+        BARS[round((value - low) / spread * (len(BARS) - 1))] if spread > flat else BARS[0]
         for value in means
     )
 

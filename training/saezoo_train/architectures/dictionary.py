@@ -76,7 +76,22 @@ class Dictionary(Architecture):
         x_SD = self.setting.sample_SD[:4096]
         with torch.no_grad():
             ours = (self.reconstruct(x_SD) - self.b_dec).norm(dim=-1).mean()
-            self.W_enc.mul_((x_SD - self.b_dec).norm(dim=-1).mean() / ours.clamp_min(1e-12))
+            self.scale_encoder((x_SD - self.b_dec).norm(dim=-1).mean() / ours.clamp_min(1e-12))
+
+    @torch.no_grad()
+    def thresholds_for(self, l0: float) -> Tensor:
+        """What each latent's W_enc (x - b_dec) is above for l0 / d_sae of the sample, and at least
+        0: (M,). With these as thresholds l0 latents are on per token, each as often as another.
+        """
+        x_SD = self.setting.sample_SD - self.b_dec
+        rank = min(max(1, round(l0 / len(self.W_enc) * len(x_SD))), len(x_SD))
+        # some latents at a time: of all it would be gigabytes
+        parts = [(x_SD @ rows.T).topk(rank, dim=0)[0][-1] for rows in self.W_enc.split(1024)]
+        return torch.cat(parts).clamp_min(0)
+
+    def scale_encoder(self, factor: Tensor) -> None:
+        """Make pre-activations this many times as large, before the first step."""
+        self.W_enc.mul_(factor)
 
     def reconstruct(self, x_BD: Tensor) -> Tensor:
         """The reconstruction (B, D) of scaled activations, as in training."""
