@@ -148,6 +148,13 @@ def test_the_learning_rate_follows_the_law_of_gao_et_al():
     assert resolve(read_recipe({}, {"optimiser.lr": 0.5})).optimiser.lr == 0.5
 
 
+def test_an_option_of_another_architecture_says_whose_it_is():
+    recipe = {"architecture": "jumprelu", "sae": {"d_sae": 64, "k": 3}}
+    said = "'sae.k' is an option of topk, batchtopk, matryoshka, not of jumprelu: give all"
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        read_recipe(recipe)
+
+
 def test_betas_follow_the_architecture():
     for architecture in ARCHITECTURES:
         settings = resolve(read_recipe({"architecture": architecture})).optimiser

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from saezoo.config import Spec, one_line
 from saezoo.errors import ConfigError
+from saezoo_train.architectures import ARCHITECTURES
 from saezoo_train.config import Recipe
 from saezoo_train.own import find_architecture
 
@@ -73,7 +74,9 @@ def read_recipe(
         _change(data, key, value)
     try:
         architecture = find_architecture(str(data.get("architecture") or "topk"), near)
-        _refuse_unknown(data, list(_known_keys(Recipe)) + list(_known_keys(architecture.Options)))
+        known = [*_known_keys(Recipe), *_known_keys(architecture.Options)]
+        _refuse_others(data, known, str(data.get("architecture") or "topk"))
+        _refuse_unknown(data, known)
         return Recipe.model_validate(_numbers(data), context={"near": near})
     except ValidationError as error:
         raise ConfigError(f"{where}: {one_line(error)}") from None
@@ -161,6 +164,18 @@ def _spec_of(annotation: Any) -> type[Spec] | None:
     if get_origin(annotation) in (Union, types.UnionType):
         return next((found for item in get_args(annotation) if (found := _spec_of(item))), None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, Spec) else None
+
+
+def _refuse_others(data: Mapping[str, Any], known: list[str], architecture: str) -> None:
+    """Raises ConfigError for an option of another architecture, as where a recipe's is changed."""
+    given = data.get("sae")
+    for key in [f"sae.{name}" for name in given] if isinstance(given, Mapping) else []:
+        whose = [name for name, kind in ARCHITECTURES.items() if key in _known_keys(kind.Options)]
+        if key not in known and whose:
+            raise ConfigError(
+                f"{key!r} is an option of {', '.join(whose)}, not of {architecture}: give all "
+                "options anew, such as sae='{d_sae: 4096}'"
+            )
 
 
 def _refuse_unknown(data: Mapping[str, Any], known: list[str], before: str = "") -> None:
