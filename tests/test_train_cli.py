@@ -70,10 +70,12 @@ def test_ctrl_c_saves_says_how_to_go_on_and_exits_with_130(run, mine, monkeypatc
                 os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr("saezoo_train.display.make_watch", lambda _title: Interrupts())
-    code, out, err = run("train", mine(), "--out", "sae")
+    code, out, err = run("train", mine(), "data={dataset: docs.jsonl}", "--out", "sae")
     assert code == 130
     assert not out
-    said = "stopped after step 20 of 60; to go on: saezoo train mine.yaml --out sae\n"
+    # as a shell takes it
+    words = "saezoo train mine.yaml 'data={dataset: docs.jsonl}' --out sae"
+    said = f"stopped after step 20 of 60; to go on: {words}\n"
     assert err.endswith(said)
     monkeypatch.undo()
 

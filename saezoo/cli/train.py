@@ -1,5 +1,6 @@
 """`saezoo train RECIPE`"""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,12 +80,10 @@ def train(
     try:
         done = train_sae(chosen, out, fresh=fresh, watch=watch)
     except Stopped as error:
-        words = " ".join(
-            ["saezoo train", recipe, *changes]
-            + (["--out", str(out)] if out else [])
-            + (["--no-triton"] if no_triton else [])
-        )
-        click.echo(f"{error}; to go on: {words}", err=True)
+        words = ["saezoo", "train", recipe, *changes]
+        words += ["--out", str(out)] if out else []
+        words += ["--no-triton"] if no_triton else []
+        click.echo(f"{error}; to go on: {shlex.join(words)}", err=True)
         raise click.exceptions.Exit(130) from None
     _show_result(done, as_json)
 
