@@ -10,11 +10,16 @@ Row = dict[str, Any]
 
 def tables() -> dict[str, str]:
     """Markdown by the name of its place in the page; only of what was measured."""
-    made = {"ablation": _ablation, "quality": _quality, "steps": _steps}
+    made = {
+        "ablation": (_ablation, "ablation"),
+        "variants": (_variants, "quality"),
+        "quality": (_quality, "quality"),
+        "steps": (_steps, "steps"),
+    }
     return {
         name: make(json.loads(path.read_text()))
-        for name, make in made.items()
-        if (path := RESULTS / f"train_{name}.json").is_file()
+        for name, (make, file) in made.items()
+        if (path := RESULTS / f"train_{file}.json").is_file()
     }
 
 
@@ -31,16 +36,44 @@ def _ablation(result: Row) -> str:
 def _quality(result: Row) -> str:
     lines = ["| architecture | library | FVU | seeds | L0 | dead |", "|---|---|---|---|---|---|"]
     order = ["topk", "batchtopk", "jumprelu", "gated"]
-    for row in sorted(result["rows"], key=lambda row: order.index(row["architecture"])):
-        given = {key: f"{row[key]:g}" for key in ("lr", "penalty") if key in row}
-        given |= json.loads(row.get("options", "{}"))
-        more = ", ".join(f"{key} {value}" for key, value in given.items())
+
+    def place(row: Row) -> tuple[int, bool, str, float]:
+        library = row["library"]
+        return order.index(row["architecture"]), library != "saezoo", library, row.get("lr", 0)
+
+    for row in sorted(result["rows"], key=place):
+        if "options" in row:
+            continue
+        more = ", ".join(f"{key} {row[key]:g}" for key in ("lr", "penalty") if key in row)
         lines.append(
             f"| {row['architecture']} | {row['library']}{f' ({more})' if more else ''} | "
-            f"{row['fvu']:.4f} | {len(row['fvu_of_seeds'])} | {row['l0']:.1f} | "
+            f"{row['fvu']:.4f} | {_seeds(row['fvu_of_seeds'])} | {row['l0']:.1f} | "
             f"{100 * row['dead']:.1f} % |"
         )
     return _with_setting(lines, result)
+
+
+def _variants(result: Row) -> str:
+    """This project's TopK with other options, at the width and tokens of the quality runs."""
+    lines = ["| `optimiser.lr` | options | FVU | dead |", "|---|---|---|---|"]
+    ours = [
+        row for row in result["rows"] if (row["library"], row["architecture"]) == ("saezoo", "topk")
+    ]
+    for row in sorted(ours, key=lambda row: (row.get("lr", 0), row.get("options", ""))):
+        options = json.loads(row.get("options", "{}"))
+        words = " ".join(
+            f"`sae.{key}={value:g}`" if isinstance(value, float) else f"`sae.{key}={value}`"
+            for key, value in options.items()
+        )
+        rate = f"{row['lr']:g}" if "lr" in row else "default"
+        lines.append(f"| {rate} | {words} | {row['fvu']:.4f} | {100 * row['dead']:.1f} % |")
+    return "\n".join(lines)
+
+
+def _seeds(values: list[float]) -> str:
+    """How many, and from where to where they reach."""
+    reach = f": {min(values):.4f} to {max(values):.4f}" if len(values) > 1 else ""
+    return f"{len(values)}{reach}"
 
 
 def _steps(result: Row) -> str:
