@@ -44,7 +44,7 @@ def _quality(result: Row) -> str:
     for row in sorted(result["rows"], key=place):
         if "options" in row:
             continue
-        more = ", ".join(f"{key} {row[key]:g}" for key in ("lr", "penalty") if key in row)
+        more = ", ".join(f"{key} {row[key]:g}" for key in ("lr", "k", "penalty") if key in row)
         lines.append(
             f"| {row['architecture']} | {row['library']}{f' ({more})' if more else ''} | "
             f"{row['fvu']:.4f} | {_seeds(row['fvu_of_seeds'])} | {row['l0']:.1f} | "
