@@ -93,10 +93,12 @@ class FakeServer:
 
     def happen(self, method: str, path: str) -> None:
         """What was to happen before this request, once."""
-        for event in list(self.events):
-            if event[0] == method and event[1] in path:
+        with self._one_at_a_time:
+            due = [event for event in self.events if event[0] == method and event[1] in path]
+            for event in due:
                 self.events.remove(event)
-                event[2]()
+        for _method, _where, do in due:
+            do()
 
 
 class _Handler(BaseHTTPRequestHandler):
