@@ -21,28 +21,32 @@ SPEED = 8
 
 
 class Clock:
-    """How fast a phase goes, and how long it will still take."""
+    """How fast a phase goes, and how long it will still take. What comes before the first progress
+    is not counted: the first call of a model takes many times as long as the next.
+    """
 
     def __init__(self, total: int | None, done: int) -> None:
         self.total, self.done = total, done
-        self.marks: deque[tuple[float, int]] = deque([(time.monotonic(), done)], maxlen=SPEED)
+        self.marks: deque[tuple[float, int]] = deque(maxlen=SPEED)
 
     def move(self, done: int) -> None:
         """So much is done now."""
         self.done = done
-        if time.monotonic() - self.marks[-1][0] >= 1:
+        if not self.marks or time.monotonic() - self.marks[-1][0] >= 1:
             self.marks.append((time.monotonic(), done))
 
     @property
     def speed(self) -> float:
-        """A second, lately."""
+        """A second, lately; 0 while nobody can say."""
+        if len(self.marks) < 2:
+            return 0.0
         when, done = self.marks[0]
         return (self.done - done) / max(time.monotonic() - when, 1e-3)
 
     @property
     def left(self) -> float | None:
         """Seconds until the end; None while nobody can say."""
-        if self.total is None or len(self.marks) < 2 or self.speed <= 0:
+        if self.total is None or self.speed <= 0:
             return None
         return (self.total - self.done) / self.speed
 
@@ -145,7 +149,7 @@ class Panel(Watch):
             f"{share:4.0%}",
         )
         speed = f"{clock.speed:,.{0 if clock.speed >= 10 else 1}f}"
-        rate = f"{speed} {self.unit}/s" if clock.done else ""
+        rate = f"{speed} {self.unit}/s" if clock.speed else ""
         left = f"{duration(clock.left)} left" if clock.left is not None else ""
         line.add_row(
             "",
