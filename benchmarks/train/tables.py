@@ -6,6 +6,8 @@ from typing import Any
 from benchmarks._run import RESULTS
 
 Row = dict[str, Any]
+SCHEDULE = {"warmup": "warmup_steps", "decay": "decay_share"}
+"""Options of one.py, and what a recipe calls them."""
 
 
 def tables() -> dict[str, str]:
@@ -42,9 +44,11 @@ def _quality(result: Row) -> str:
         return order.index(row["architecture"]), library != "saezoo", library, row.get("lr", 0)
 
     for row in sorted(result["rows"], key=place):
-        if "options" in row:
-            continue
-        more = ", ".join(f"{key} {row[key]:g}" for key in ("lr", "k", "penalty") if key in row)
+        options = json.loads(row.get("options", "{}"))
+        if (options or row.keys() & {*SCHEDULE, "steps"}) and len(row["fvu_of_seeds"]) < 3:
+            continue  # see `variants`
+        told = {key: row[key] for key in ("lr", "k", "penalty") if key in row} | options
+        more = ", ".join(f"{key.split('.')[-1]} {_shown(value)}" for key, value in told.items())
         lines.append(
             f"| {row['architecture']} | {row['library']}{f' ({more})' if more else ''} | "
             f"{row['fvu']:.4f} | {_seeds(row['fvu_of_seeds'])} | {row['l0']:.1f} | "
@@ -54,20 +58,28 @@ def _quality(result: Row) -> str:
 
 
 def _variants(result: Row) -> str:
-    """This project's TopK with other options, at the width and tokens of the quality runs."""
-    lines = ["| `optimiser.lr` | options | FVU | dead |", "|---|---|---|---|"]
+    """This project's TopK with other options, at the width of the quality runs, on their tokens or
+    several times these.
+    """
+    lines = ["| passes | `optimiser.lr` | options | FVU | dead |", "|---|---|---|---|---|"]
     ours = [
         row for row in result["rows"] if (row["library"], row["architecture"]) == ("saezoo", "topk")
     ]
-    for row in sorted(ours, key=lambda row: (row.get("lr", 0), row.get("options", ""))):
-        options = json.loads(row.get("options", "{}"))
-        words = " ".join(
-            f"`sae.{key}={value:g}`" if isinstance(value, float) else f"`sae.{key}={value}`"
-            for key, value in options.items()
-        )
+    for row in sorted(ours, key=lambda row: (row.get("steps", 0), row.get("lr", 0), row["fvu"])):
+        options = {f"optimiser.{SCHEDULE[key]}": row[key] for key in SCHEDULE if key in row}
+        for key, value in json.loads(row.get("options", "{}")).items():
+            options[key if "." in key else f"sae.{key}"] = value
+        words = " ".join(f"`{key}={_shown(value)}`" for key, value in options.items())
         rate = f"{row['lr']:g}" if "lr" in row else "default"
-        lines.append(f"| {rate} | {words} | {row['fvu']:.4f} | {100 * row['dead']:.1f} % |")
+        passes = max(1, round(row.get("steps", 0) * 1024 / 1_000_000))
+        lines.append(
+            f"| {passes} | {rate} | {words} | {row['fvu']:.4f} | {100 * row['dead']:.1f} % |"
+        )
     return "\n".join(lines)
+
+
+def _shown(value: float | str) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _seeds(values: list[float]) -> str:
