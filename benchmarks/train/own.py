@@ -19,8 +19,8 @@ BETA1 = {"gated": 0.0}
 class Own:
     """Inputs of mean norm 1; the scale is folded away in `result`, which runs the exported SAE.
 
-    The option `raw_inputs` leaves the scale out, to show what it is for; `optimiser.beta1` and
-    `optimiser.beta2` are Adam's.
+    The option `raw_inputs` leaves the scale out, to show what it is for; `optimiser.beta2` is
+    Adam's.
     """
 
     def __init__(
@@ -36,8 +36,7 @@ class Own:
         given = dict(task.options)
         scale = 1.0 if given.pop("raw_inputs", False) else float(1 / sample.norm(dim=-1).mean())
         mean = sample.mean(0) * scale
-        beta1 = given.pop("optimiser.beta1", BETA1.get(architecture, 0.9))
-        beta2 = given.pop("optimiser.beta2", 0.999)
+        betas = (BETA1.get(architecture, 0.9), given.pop("optimiser.beta2", 0.999))
         kind = ARCHITECTURES[architecture]
         options: dict[str, Any] = {"d_sae": task.d_sae} | given
         if "k" in kind.Options.model_fields:
@@ -60,9 +59,7 @@ class Own:
         )
         self.model = kind(kind.Options(**options), on_cpu).to(task.device)
         self.lr = task.lr or 1e-3 * (5120 / task.d_sae) ** 0.5
-        self.adam = torch.optim.Adam(
-            self.model.parameters(), lr=self.lr, betas=(beta1, beta2), fused=True
-        )
+        self.adam = torch.optim.Adam(self.model.parameters(), lr=self.lr, betas=betas, fused=True)
         self.kernel_step = None
         if kernels:
             from saezoo_train.kernels import kit
