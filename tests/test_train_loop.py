@@ -7,14 +7,17 @@ import json
 import sys
 import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from rich.console import Console
 from saezoo_train import Watch, train_sae
+from saezoo_train.activations import Chunk, Source
 from saezoo_train.architectures import ARCHITECTURES
 from saezoo_train.display import Clock, Lines, Panel, duration, sparkline
+from saezoo_train.dry import _read_some
 from saezoo_train.metrics_log import MetricsLog, read_rows
 from saezoo_train.optimiser import adam_tensors, load_adam, rate_at
 from saezoo_train.plot import plot_run
@@ -265,6 +268,25 @@ def test_a_clock_knows_speed_and_what_is_left(monkeypatch):
         clock.move(100 + 100 * second)
         assert clock.speed == pytest.approx(100)
     assert clock.left == pytest.approx(5)
+
+
+def test_a_dry_run_does_not_take_a_models_first_call_for_its_speed(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("saezoo_train.dry.time.monotonic", lambda: now[0])
+
+    class Slow(Source):
+        def __init__(self, seconds):
+            self.seconds = seconds
+
+        def chunks(self, start):
+            for each in self.seconds:
+                now[0] += each
+                yield Chunk(torch.ones(100, 4), start)
+
+    recipe = SimpleNamespace(batch=200)
+    x_SD, speed = _read_some(Slow([60, 1, 1]), recipe)
+    assert (len(x_SD), speed) == (200, 100)
+    assert _read_some(Slow([50]), recipe)[1] == 2
 
 
 ROW = {

@@ -68,7 +68,7 @@ def dry_run(
         recipe = ready.recipe
         watch.phase("reading a few texts", None)
         source = ready.source()
-        x_SD, seconds = _read_some(source, recipe)
+        x_SD, speed = _read_some(source, recipe)
         factor = recipe.tokens.max_norm_factor
         moments = measure_moments(x_SD, factor, recipe.tokens.median_norm, recipe.seed)
         needs = Needs.of(recipe, len(moments.mean_D), ready.host_parameters)
@@ -78,22 +78,28 @@ def dry_run(
             model = find_architecture(recipe.architecture)(recipe.sae, setting).to(ready.device)
             watch.phase("making a few steps", None)
             step = _time_steps(ready, model, moments, x_SD)
-        return _estimate(ready, needs, free, len(moments.mean_D), len(x_SD) / seconds, step)
+        return _estimate(ready, needs, free, len(moments.mean_D), speed, step)
     finally:
         watch.close()
 
 
 def _read_some(source: Source, recipe: Recipe) -> tuple[torch.Tensor, float]:
-    """At least a batch of activations, and the seconds that reading it took. Raises DataError where
-    there is no batch.
+    """At least a batch of activations, and how many of them come a second. The first chunk is not
+    counted where there are others: a model's first call takes many times as long as the next.
+    Raises DataError where there is no batch.
     """
     began = time.monotonic()
     parts: list[torch.Tensor] = []
     for chunk in source.chunks(Position()):
         parts.append(chunk.x.float().cpu())
-        if sum(map(len, parts)) >= recipe.batch:
+        if len(parts) == 1:
+            first = time.monotonic()
+        elif sum(map(len, parts)) >= recipe.batch:
             break
-    return torch.cat(parts), time.monotonic() - began
+    x_SD = torch.cat(parts)
+    if len(parts) == 1:
+        return x_SD, len(x_SD) / (first - began)
+    return x_SD, (len(x_SD) - len(parts[0])) / (time.monotonic() - first)
 
 
 class _Again(Source):
